@@ -1,0 +1,73 @@
+# Bare `make` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export GOTOOLCHAIN := local
+
+GO      ?= go
+BIN     := bin/ukai-node
+SOURCES := $(shell find . -name '*.go' -not -path './run/*') go.mod go.sum
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
+TESTSUM := $(GO) tool -modfile=.ci/tools/go.mod gotestsum
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: $(BIN) ## build bin/ukai-node
+
+$(BIN): $(SOURCES)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/ukai-node
+
+.PHONY: up
+up: ## install what is missing, start a mesh of 4 nodes under ./run and show a disk at work
+	@.ci/setup up
+	@$(MAKE) --no-print-directory build
+	@testnet/up
+
+.PHONY: down
+down: ## stop the mesh that `make up` started; its data under ./run is kept (make down WIPE=1 deletes it)
+	@testnet/down $(if $(WIPE),--wipe)
+
+.PHONY: check
+check: lint ## vet, lint, unit and property tests (under 2 minutes)
+	$(GO) vet ./...
+	$(GO) test -short ./...
+
+.PHONY: lint
+lint: ## gofmt and golangci-lint
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(LINT) run ./...
+
+.PHONY: test
+test: ## every test: unit, property, simulation, end-to-end with real mounts (root; under 15 minutes)
+	@.ci/setup test
+	@$(MAKE) --no-print-directory build
+	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -count=1 -timeout 14m ./...
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser of outside bytes; MINUTES=n in all (default 10)
+	.ci/fuzz $(or $(MINUTES),10)
+
+.PHONY: bench
+bench: ## micro benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: race
+race: ## unit and property tests under the race detector
+	$(GO) test -race -short ./...
+
+.PHONY: docs
+docs: ## regenerate what is generated: the command reference
+	$(GO) test ./cmd/ukai-node -run TestCommandReference -update
+
+.PHONY: tidy
+tidy: ## tidy both modules
+	$(GO) mod tidy
+	cd .ci/tools && $(GO) mod tidy
+
+.PHONY: clean
+clean: ## delete what was built
+	rm -rf bin dist
