@@ -1,0 +1,406 @@
+package admin
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"ukai"
+)
+
+// Backend is what the server asks a node to do. All methods may be called concurrently and return when ctx ends.
+//
+// A disk is named by its name or, where two disks or a removed one share a name, by its id in 32 hexadecimal digits; a name wins
+// over an id. Nodes likewise. No such disk or node: ukai.ErrNotFound. A name that two things share: ukai.ErrInvalid that lists
+// their ids. A refusal with reasons per node is a *Refusal.
+type Backend interface {
+	// Self tells who this node is. It needs no other node.
+	Self(ctx context.Context) (Self, error)
+	// Status tells all that this node knows of the mesh, without asking another node.
+	Status(ctx context.Context) (Status, error)
+
+	// ChangeNode sets labels and roles of any node of the mesh, also of one that is down. It moves no data.
+	ChangeNode(ctx context.Context, node string, change NodeChange) (NodeChanged, error)
+
+	// PlaceDisk records a rule for a disk and tells what follows from it. On a disk that has data the rule is recorded,
+	// the data stays where it is, and Placement.Notice says so. A strict rule that cannot be met: a *Refusal of ukai.ErrUnmet.
+	PlaceDisk(ctx context.Context, disk string, p PlaceDisk) (Placement, error)
+	// Placement tells a disk's rule, what is true now, and why they differ.
+	Placement(ctx context.Context, disk string) (Placement, error)
+	// Placements does so for all disks that are not removed, sorted by name.
+	Placements(ctx context.Context) ([]Placement, error)
+
+	// CreateDisk returns when all chosen replicas exist durably and the disk's quorum record is committed.
+	// With DryRun nothing is changed, and the answer's Disk has no id.
+	CreateDisk(ctx context.Context, d NewDisk) (DiskCreated, error)
+	// Disks lists disks sorted by name: those that are not removed, or with removed only those that still can be restored.
+	Disks(ctx context.Context, removed bool) ([]Disk, error)
+	// Disk tells everything about one disk.
+	Disk(ctx context.Context, disk string) (Disk, error)
+	// ResizeDisk grows a disk; its holder sees the new size at once. Shrinking: ukai.ErrUnsupported.
+	ResizeDisk(ctx context.Context, disk string, r ResizeDisk) (Disk, error)
+	// RemoveDisk takes a disk that no node has attached out of sight; its data stay for the grace time.
+	// Attached: *ukai.HeldError.
+	RemoveDisk(ctx context.Context, disk string, r RemoveDisk) (Disk, error)
+	// RestoreDisk undoes RemoveDisk within the grace time. The name was taken meanwhile: ukai.ErrExists; give another.
+	RestoreDisk(ctx context.Context, disk string, r RestoreDisk) (Disk, error)
+	// RenameDisk renames a disk. The name is taken: ukai.ErrExists.
+	RenameDisk(ctx context.Context, disk string, r RenameDisk) (Disk, error)
+	// DiskMap tells where each run of blocks of a disk lies.
+	DiskMap(ctx context.Context, disk string) (Map, error)
+
+	// Leave announces that this node goes and begins to shut it down; it returns before the node has ended. Data and
+	// membership are kept, and the node joins again when it is started. Unless forced it refuses with ukai.ErrRejected while a disk is
+	// attached here or would lose its last in-sync replica.
+	Leave(ctx context.Context, l Leave) (Leaving, error)
+
+	// Events sends what happens from now on until ctx ends, then closes the channel. A reader that is too slow misses
+	// events: the next one's Seq tells how many.
+	Events(ctx context.Context) (<-chan Event, error)
+	// Counters and Gauges are exported at /metrics. A key is a metric's name, optionally followed by labels as
+	// Prometheus writes them: ukai_node_rtt_seconds{peer="o1"}.
+	Counters() map[string]uint64
+	Gauges() map[string]float64
+
+	// DialAdmin connects to the admin API of another node through the mesh.
+	DialAdmin(ctx context.Context, node string) (net.Conn, error)
+}
+
+// NodeRef names a node in an answer.
+type NodeRef struct {
+	ID   ukai.NodeID `json:"id"`
+	Name string      `json:"name" doc:"empty if the node was never heard of"`
+}
+
+// String returns the name, or the short id of a node without one.
+func (n NodeRef) String() string {
+	switch {
+	case n.Name != "":
+		return n.Name
+	case n.ID.IsZero():
+		return ""
+	}
+	return n.ID.Short()
+}
+
+// DiskRef names a disk in an answer.
+type DiskRef struct {
+	ID   ukai.DiskID `json:"id"`
+	Name string      `json:"name"`
+}
+
+// Self is what a node says of itself.
+type Self struct {
+	ID       ukai.NodeID `json:"id"`
+	Name     string      `json:"name"`
+	Labels   ukai.Labels `json:"labels,omitempty"`
+	Version  string      `json:"version" doc:"release of the running node"`
+	Go       string      `json:"go" doc:"Go release it was built with"`
+	Mesh     string      `json:"mesh" doc:"fingerprint of the mesh key"`
+	Address  string      `json:"address" doc:"host:port at which peers reach this node"`
+	DataDir  string      `json:"dataDir"`
+	MountDir string      `json:"mountDir" doc:"empty if disks are not mounted here"`
+	PID      int         `json:"pid"`
+	Started  time.Time   `json:"started"`
+}
+
+// NodeState is what gossip says of a node. It never decides who may read or write.
+type NodeState string
+
+// States of a node.
+const (
+	NodeAlive   NodeState = "alive"
+	NodeSuspect NodeState = "suspect" // did not answer lately
+	NodeDead    NodeState = "dead"
+	NodeLeft    NodeState = "left" // said that it goes
+)
+
+// Node is what the mesh knows of a node.
+type Node struct {
+	ID              ukai.NodeID `json:"id"`
+	Name            string      `json:"name"`
+	Labels          ukai.Labels `json:"labels,omitempty"`
+	Address         string      `json:"address,omitempty"`
+	State           NodeState   `json:"state" enum:"alive,suspect,dead,left"`
+	Since           time.Time   `json:"since,omitzero" doc:"when it entered that state, as this node saw it"`
+	Version         string      `json:"version,omitempty"`
+	Self            bool        `json:"self,omitempty" doc:"this is the node that answers"`
+	Witness         bool        `json:"witness,omitempty" doc:"keeps quorum records, stores no blocks"`
+	Drain           bool        `json:"drain,omitempty" doc:"rules are planned as if it were not there"`
+	NoNew           bool        `json:"noNew,omitempty" doc:"keeps what it has, gets no new replicas"`
+	CapacityBytes   int64       `json:"capacityBytes" doc:"size of the file system of its data directory"`
+	FreeBytes       int64       `json:"freeBytes"`
+	ReserveBytes    int64       `json:"reserveBytes" doc:"of FreeBytes, never used for blocks"`
+	Replicas        int         `json:"replicas" doc:"copies of disks that it holds"`
+	ClockSkewMillis int64       `json:"clockSkewMillis" doc:"its clock minus ours"`
+}
+
+// RTT is a round-trip time between two nodes. Each pair appears once.
+type RTT struct {
+	From      string `json:"from" doc:"a node's name, or its id if two nodes share the name"`
+	To        string `json:"to"`
+	RTTMicros int64  `json:"rttMicros" doc:"smoothed"`
+	P99Micros int64  `json:"p99Micros,omitempty" doc:"0 if not measured"`
+	Measured  bool   `json:"measured" doc:"by the node that answers; otherwise estimated from coordinates"`
+}
+
+// Level grades a warning, an event or the health of the mesh.
+type Level string
+
+// Levels, least first. Critical means that a disk does not serve, or would lose data with the next failure.
+const (
+	Fine     Level = "ok"
+	Notice   Level = "notice"
+	Warn     Level = "warning"
+	Critical Level = "critical"
+)
+
+// Warning says what is not as it should be, and what would help.
+type Warning struct {
+	Level  Level  `json:"level" enum:"notice,warning,critical"`
+	Code   string `json:"code" doc:"stable word for programs" example:"clock-skew"`
+	Node   string `json:"node,omitempty" doc:"name of the node it is about"`
+	Disk   string `json:"disk,omitempty" doc:"name of the disk it is about"`
+	Text   string `json:"text"`
+	Remedy string `json:"remedy,omitempty" doc:"what to do, if possible a command"`
+}
+
+// Status is the mesh as one node sees it.
+type Status struct {
+	Node     string      `json:"node" doc:"name of the node that answers"`
+	Mesh     string      `json:"mesh" doc:"fingerprint of the mesh key"`
+	Time     time.Time   `json:"time" doc:"clock of the node that answers"`
+	Health   Level       `json:"health" enum:"ok,notice,warning,critical" doc:"the worst of the warnings"`
+	Nodes    []Node      `json:"nodes" doc:"sorted by name"`
+	RTTs     []RTT       `json:"rtts"`
+	Disks    DiskSummary `json:"disks"`
+	Warnings []Warning   `json:"warnings" doc:"worst first"`
+}
+
+// DiskSummary counts the disks of the mesh that are not removed.
+type DiskSummary struct {
+	Total     int   `json:"total"`
+	Attached  int   `json:"attached"`
+	Degraded  int   `json:"degraded" doc:"with replicas that are not in sync, or a rule that is not met"`
+	Suspended int   `json:"suspended" doc:"whose I/O waits, as far as this node knows"`
+	SizeBytes int64 `json:"sizeBytes" doc:"sum of the disks' sizes"`
+}
+
+// NodeChange is what an administrator changes about a node. What is nil or absent stays.
+type NodeChange struct {
+	Set     ukai.Labels `json:"set,omitempty" maxProperties:"32" doc:"labels to set"`
+	Unset   []string    `json:"unset,omitempty" maxItems:"32" doc:"keys of labels to remove"`
+	Drain   *bool       `json:"drain,omitempty"`
+	NoNew   *bool       `json:"noNew,omitempty"`
+	Witness *bool       `json:"witness,omitempty"`
+}
+
+// NodeChanged is a node after a change.
+type NodeChanged struct {
+	Node     Node      `json:"node"`
+	Warnings []Warning `json:"warnings,omitempty" doc:"disks whose rules are no longer met, for example"`
+}
+
+// Rule says where an administrator wants a disk's replicas.
+type Rule struct {
+	Terms   []string `json:"terms" minItems:"1" maxItems:"16" doc:"SELECTOR:COUNT each" example:"[\"dc=tokyo:2\",\"dc=osaka:1\"]"`
+	Spread  []string `json:"spread,omitempty" maxItems:"8" doc:"label keys of which no two replicas share a value"`
+	Prefer  bool     `json:"prefer,omitempty" doc:"accept the rule with a standing warning where it cannot be met"`
+	MinSync int      `json:"minSync,omitempty" minimum:"0" maximum:"8" doc:"fewest in-sync replicas with which writes go on; 0: 1"`
+}
+
+// PlaceDisk gives a disk a rule.
+type PlaceDisk struct {
+	Rule   Rule `json:"rule"`
+	DryRun bool `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
+}
+
+// Placement compares what is wanted of a disk with what is true.
+type Placement struct {
+	Disk        DiskRef   `json:"disk"`
+	Rule        string    `json:"rule" doc:"as text; empty if the disk has none"`
+	Met         bool      `json:"met"`
+	Wanted      []Want    `json:"wanted" doc:"one per term of the rule"`
+	Replicas    []Replica `json:"replicas" doc:"true now"`
+	Arbiters    []Arbiter `json:"arbiters,omitempty"`
+	Differences []string  `json:"differences,omitempty" doc:"one sentence each"`
+	Reasons     []Reason  `json:"reasons,omitempty" doc:"per node considered, why it was or was not chosen"`
+	Doing       string    `json:"doing,omitempty" doc:"what is being done about the differences"`
+	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
+	Warnings    []Warning `json:"warnings,omitempty"`
+	DryRun      bool      `json:"dryRun,omitempty"`
+}
+
+// Want is one term of a rule and how far it is met.
+type Want struct {
+	Term  string   `json:"term" example:"dc=tokyo:2"`
+	Count int      `json:"count"`
+	Have  int      `json:"have"`
+	Nodes []string `json:"nodes,omitempty" doc:"names of the nodes that meet it; in a dry run those that would be chosen"`
+}
+
+// Reason says why a node was or was not chosen.
+type Reason struct {
+	Node   NodeRef     `json:"node"`
+	Labels ukai.Labels `json:"labels,omitempty"`
+	Chosen bool        `json:"chosen,omitempty"`
+	Why    string      `json:"why"`
+}
+
+// NewDisk asks for a disk. Zero values take the mesh's defaults.
+type NewDisk struct {
+	Name           string `json:"name" maxLength:"63"`
+	SizeBytes      int64  `json:"sizeBytes" minimum:"1"`
+	BlockSizeBytes int    `json:"blockSizeBytes,omitempty" minimum:"0" doc:"power of two from 1 MiB to 64 MiB; 0: 4 MiB"`
+	Rule           *Rule  `json:"rule,omitempty" doc:"absent: the mesh's default rule"`
+	OnLoss         string `json:"onLoss,omitempty" enum:"wait,error" doc:"what I/O does with too few in-sync replicas; absent: wait"`
+	Ack            string `json:"ack,omitempty" enum:"all,local" doc:"which replicas have a write before it is acknowledged; absent: all"`
+	DryRun         bool   `json:"dryRun,omitempty"`
+}
+
+// DiskCreated is the answer to NewDisk.
+type DiskCreated struct {
+	Disk      Disk      `json:"disk"`
+	Placement Placement `json:"placement"`
+}
+
+// DiskState is where a disk is in its life.
+type DiskState string
+
+// States of a disk.
+const (
+	DiskIdle       DiskState = "idle"       // no node has it attached
+	DiskAttached   DiskState = "attached"   // its holder serves it
+	DiskRecovering DiskState = "recovering" // its holder makes replicas equal before it serves
+	DiskSuspended  DiskState = "suspended"  // I/O waits; Why says for what
+	DiskFailed     DiskState = "failed"     // I/O fails; Why says why
+	DiskConflict   DiskState = "conflict"   // forced takeovers left two records
+	DiskRemoved    DiskState = "removed"    // can be restored until Removed.Until
+)
+
+// Disk is what a node knows of a disk.
+type Disk struct {
+	ID             ukai.DiskID `json:"id"`
+	Name           string      `json:"name"`
+	State          DiskState   `json:"state" enum:"idle,attached,recovering,suspended,failed,conflict,removed"`
+	Why            string      `json:"why,omitempty" doc:"the reason of a state that needs one"`
+	SizeBytes      int64       `json:"sizeBytes"`
+	BlockSizeBytes int         `json:"blockSizeBytes"`
+	AllocatedBytes int64       `json:"allocatedBytes" doc:"of the fullest replica this node knows of"`
+	Rule           string      `json:"rule"`
+	RuleMet        bool        `json:"ruleMet"`
+	MinSync        int         `json:"minSync"`
+	OnLoss         string      `json:"onLoss"`
+	Ack            string      `json:"ack"`
+	Quorum         string      `json:"quorum" doc:"majority, preferred NODE or unsafe"`
+	Holder         *NodeRef    `json:"holder,omitempty" doc:"the node that has it attached"`
+	Epoch          string      `json:"epoch"`
+	Version        uint64      `json:"version" doc:"of the quorum record"`
+	Replicas       []Replica   `json:"replicas"`
+	Arbiters       []Arbiter   `json:"arbiters"`
+	Created        time.Time   `json:"created,omitzero"`
+	Removed        *Removed    `json:"removed,omitempty"`
+	Path           string      `json:"path,omitempty" doc:"its file on the node that answers"`
+	Warnings       []Warning   `json:"warnings,omitempty"`
+}
+
+// Removed says since when a disk is removed and until when it can be restored.
+type Removed struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+}
+
+// Role says what a replica may be used for.
+type Role string
+
+// Roles of a replica.
+const (
+	InSync  Role = "in sync" // may be read; every write waits for it
+	Syncing Role = "syncing" // gets new writes and catches up
+	Out     Role = "out"     // must be resynced first
+	Async   Role = "async"   // lags by design
+)
+
+// Replica is one node's copy of a disk, or of the part of it that belongs to a group.
+type Replica struct {
+	ID             ukai.ReplicaID `json:"id"`
+	Node           NodeRef        `json:"node"`
+	Labels         ukai.Labels    `json:"labels,omitempty" doc:"of the node"`
+	Role           Role           `json:"role" enum:"in sync,syncing,out,async"`
+	NodeState      NodeState      `json:"nodeState" enum:"alive,suspect,dead,left"`
+	AllocatedBytes int64          `json:"allocatedBytes" doc:"0 if not known here"`
+	BehindBytes    int64          `json:"behindBytes,omitempty" doc:"still to copy, if known"`
+	Since          time.Time      `json:"since,omitzero" doc:"when it took that role, if known"`
+	Why            string         `json:"why,omitempty" doc:"it is not in sync"`
+}
+
+// Arbiter is a node that keeps a disk's quorum record.
+type Arbiter struct {
+	Node      NodeRef     `json:"node"`
+	Labels    ukai.Labels `json:"labels,omitempty" doc:"of the node"`
+	Reachable bool        `json:"reachable"`
+}
+
+// ResizeDisk asks for a new size.
+type ResizeDisk struct {
+	SizeBytes int64 `json:"sizeBytes" minimum:"1"`
+}
+
+// RemoveDisk says how long a removed disk can be restored.
+type RemoveDisk struct {
+	GraceSeconds *int64 `json:"graceSeconds,omitempty" minimum:"0" doc:"absent: 86400; 0: the data is given up at once"`
+}
+
+// RestoreDisk asks for a removed disk.
+type RestoreDisk struct {
+	Name string `json:"name,omitempty" maxLength:"63" doc:"absent: the name it had"`
+}
+
+// RenameDisk asks for another name.
+type RenameDisk struct {
+	Name string `json:"name" maxLength:"63"`
+}
+
+// Map says where the blocks of a disk lie.
+type Map struct {
+	Disk           DiskRef  `json:"disk"`
+	SizeBytes      int64    `json:"sizeBytes"`
+	BlockSizeBytes int      `json:"blockSizeBytes"`
+	Blocks         uint64   `json:"blocks"`
+	Holder         *NodeRef `json:"holder,omitempty"`
+	Epoch          string   `json:"epoch"`
+	Version        uint64   `json:"version"`
+	Runs           []MapRun `json:"runs" doc:"sorted, gapless"`
+}
+
+// MapRun is a run of blocks with the same locations.
+type MapRun struct {
+	First          ukai.Index `json:"first"`
+	Count          uint64     `json:"count"`
+	Group          int        `json:"group"`
+	Generation     uint32     `json:"generation" doc:"counts changes of the group's in-sync set"`
+	Locations      []Replica  `json:"locations" doc:"allocatedBytes is that of the run"`
+	AllocatedBytes int64      `json:"allocatedBytes" doc:"of the fullest location this node knows of"`
+}
+
+// Leave asks a node to go.
+type Leave struct {
+	Force bool `json:"force,omitempty" doc:"also if disks are attached here or would lose their last in-sync replica"`
+}
+
+// Leaving is the answer to Leave.
+type Leaving struct {
+	Node     NodeRef   `json:"node"`
+	Warnings []Warning `json:"warnings,omitempty" doc:"disks that have fewer replicas while the node is away"`
+}
+
+// Event is something that happened.
+type Event struct {
+	Seq   uint64    `json:"seq" doc:"counts the events of this node since it started"`
+	Time  time.Time `json:"time"`
+	Level Level     `json:"level" enum:"ok,notice,warning,critical"`
+	Kind  string    `json:"kind" doc:"stable word for programs" example:"replica-out"`
+	Node  string    `json:"node,omitempty"`
+	Disk  string    `json:"disk,omitempty"`
+	Text  string    `json:"text"`
+}
