@@ -5,7 +5,6 @@
 package memnet
 
 import (
-	"container/heap"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -13,29 +12,22 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"ukai/testnet/link"
 )
 
 // maxQueue is how many packets may wait at one receiver; more are dropped, as a socket's full receive buffer does.
 const maxQueue = 8192
 
-// Link describes one direction between two places. The zero Link delivers at once, in order, everything.
-type Link struct {
-	Delay     time.Duration // one way
-	Jitter    time.Duration // added, uniform from 0; packets keep their order unless Reorder says otherwise
-	Loss      float64       // share of packets dropped, 0 to 1
-	Duplicate float64       // share of packets delivered twice
-	Reorder   float64       // share of packets held back by another Delay/2 + Jitter
-	Down      bool          // nothing passes
-	Rate      int64         // bytes per second, 0 = no limit; packets queue behind one another
-}
+// Link describes one direction between two places.
+type Link = link.Link
 
 // Network joins conns by links. Its zero value is not usable; see New.
 type Network struct {
 	mu    sync.Mutex
 	rng   *rand.Rand
 	conns map[netip.AddrPort]*Conn
-	links map[[2]string]Link
-	deflt Link
+	links link.Table
 	stats Stats
 }
 
@@ -47,17 +39,16 @@ func New(seed uint64) *Network {
 	return &Network{
 		rng:   rand.New(rand.NewPCG(seed, 0x756b6169)),
 		conns: map[netip.AddrPort]*Conn{},
-		links: map[[2]string]Link{},
 	}
 }
 
 // SetDefault sets the link between all places that have none of their own.
-func (n *Network) SetDefault(l Link) { n.mu.Lock(); n.deflt = l; n.mu.Unlock() }
+func (n *Network) SetDefault(l Link) { n.mu.Lock(); n.links.SetDefault(l); n.mu.Unlock() }
 
 // SetLink sets the link from one place to another, in that direction only.
 func (n *Network) SetLink(from, to string, l Link) {
 	n.mu.Lock()
-	n.links[[2]string{from, to}] = l
+	n.links.Set(from, to, l)
 	n.mu.Unlock()
 }
 
@@ -65,14 +56,7 @@ func (n *Network) SetLink(from, to string, l Link) {
 func (n *Network) Link(from, to string) Link {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.link(from, to)
-}
-
-func (n *Network) link(from, to string) Link {
-	if l, ok := n.links[[2]string{from, to}]; ok {
-		return l
-	}
-	return n.deflt
+	return n.links.Get(from, to)
 }
 
 // Stats returns the counts so far.
@@ -86,25 +70,9 @@ func (n *Network) Listen(addr netip.AddrPort, places ...string) (*Conn, error) {
 	if _, taken := n.conns[addr]; taken {
 		return nil, &net.OpError{Op: "listen", Net: "udp", Addr: net.UDPAddrFromAddrPort(addr), Err: os.NewSyscallError("bind", errors.New("address already in use"))}
 	}
-	c := &Conn{net: n, addr: addr, places: places, wake: make(chan struct{}, 1), closed: make(chan struct{})}
+	c := &Conn{net: n, addr: addr, places: places, wake: make(chan struct{}, 1), closed: make(chan struct{}), paths: map[netip.AddrPort]*link.Path{}}
 	n.conns[addr] = c
 	return c, nil
-}
-
-// linkBetween returns the link for a packet from a to b: the one named by the most particular places that has been set.
-func (n *Network) linkBetween(a, b *Conn) Link {
-	l := n.deflt
-	for _, from := range a.places {
-		for _, to := range b.places {
-			if own, ok := n.links[[2]string{from, to}]; ok {
-				if l.Down && !own.Down {
-					own.Down = true // a cut of any level cuts
-				}
-				l = own
-			}
-		}
-	}
-	return l
 }
 
 func (n *Network) send(from *Conn, p []byte, to netip.AddrPort) {
@@ -117,53 +85,31 @@ func (n *Network) send(from *Conn, p []byte, to netip.AddrPort) {
 		n.stats.Lost++
 		return
 	}
-	l := n.linkBetween(from, dst)
-	if l.Down || n.rng.Float64() < l.Loss {
-		n.stats.Lost++
-		return
+	path := dst.paths[from.addr]
+	if path == nil {
+		path = &link.Path{}
+		dst.paths[from.addr] = path
 	}
-	copies := 1
-	if n.rng.Float64() < l.Duplicate {
-		copies = 2
+	due, copies := n.links.Between(from.places, dst.places).Schedule(path, n.rng, time.Now(), len(p))
+	switch copies {
+	case 0:
+		n.stats.Lost++
+	case 2:
 		n.stats.Duplicated++
 	}
-	now := time.Now()
-	for range copies {
-		due := now.Add(l.Delay)
-		if l.Rate > 0 {
-			if dst.busyUntil == nil {
-				dst.busyUntil = map[*Conn]time.Time{}
-			}
-			start := dst.busyUntil[from]
-			if start.Before(now) {
-				start = now
-			}
-			start = start.Add(time.Duration(int64(len(p)) * int64(time.Second) / l.Rate))
-			dst.busyUntil[from] = start
-			due = start.Add(l.Delay)
-		}
-		if l.Jitter > 0 {
-			due = due.Add(time.Duration(n.rng.Int64N(int64(l.Jitter))))
-		}
-		if l.Reorder > 0 && n.rng.Float64() < l.Reorder {
-			due = due.Add(l.Delay/2 + l.Jitter)
-		} else {
-			if last := dst.last[from.addr]; due.Before(last) {
-				due = last
-			}
-			if dst.last == nil {
-				dst.last = map[netip.AddrPort]time.Time{}
-			}
-			dst.last[from.addr] = due
-		}
-		if len(dst.queue) >= maxQueue {
+	for i := range copies {
+		if dst.queue.Len() >= maxQueue {
 			n.stats.Overflowed++
 			return
 		}
-		dst.seq++
-		heap.Push(&dst.queue, packet{due: due, seq: dst.seq, from: from.addr, data: append([]byte(nil), p...)})
+		dst.queue.Push(due[i], packet{from.addr, append([]byte(nil), p...)})
 	}
 	dst.signal()
+}
+
+type packet struct {
+	from netip.AddrPort
+	data []byte
 }
 
 // Conn is one end: a net.PacketConn.
@@ -175,13 +121,11 @@ type Conn struct {
 	closed chan struct{}
 
 	// guarded by net.mu
-	queue     packets
-	seq       uint64
-	last      map[netip.AddrPort]time.Time
-	busyUntil map[*Conn]time.Time
-	deadline  time.Time
-	frozen    bool
-	isClosed  bool
+	queue    link.Queue[packet]
+	paths    map[netip.AddrPort]*link.Path
+	deadline time.Time
+	frozen   bool
+	isClosed bool
 }
 
 func (c *Conn) signal() {
@@ -219,14 +163,14 @@ func (c *Conn) ReadFrom(p []byte) (int, net.Addr, error) {
 			return 0, nil, os.ErrDeadlineExceeded
 		}
 		next := time.Duration(-1)
-		if len(c.queue) > 0 && !c.frozen {
-			if head := c.queue[0]; !head.due.After(now) {
-				heap.Pop(&c.queue)
+		if due, ok := c.queue.Next(); ok && !c.frozen {
+			if !due.After(now) {
+				head := c.queue.Pop()
 				c.net.stats.Delivered++
 				c.net.mu.Unlock()
 				return copy(p, head.data), net.UDPAddrFromAddrPort(head.from), nil
 			}
-			next = c.queue[0].due.Sub(now)
+			next = due.Sub(now)
 		}
 		if !c.deadline.IsZero() && (next < 0 || c.deadline.Sub(now) < next) {
 			next = c.deadline.Sub(now)
@@ -303,27 +247,3 @@ func (c *Conn) SetReadBuffer(int) error { return nil }
 
 // SetWriteBuffer does nothing.
 func (c *Conn) SetWriteBuffer(int) error { return nil }
-
-type packet struct {
-	due  time.Time
-	seq  uint64
-	from netip.AddrPort
-	data []byte
-}
-
-// packets is a heap by the time a packet is due.
-type packets []packet
-
-func (q packets) Len() int { return len(q) }
-func (q packets) Less(i, j int) bool {
-	return q[i].due.Before(q[j].due) || q[i].due.Equal(q[j].due) && q[i].seq < q[j].seq
-}
-func (q packets) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *packets) Push(x any)   { *q = append(*q, x.(packet)) }
-func (q *packets) Pop() any {
-	old := *q
-	last := old[len(old)-1]
-	old[len(old)-1] = packet{}
-	*q = old[:len(old)-1]
-	return last
-}
