@@ -70,7 +70,6 @@ func New(prefix string, seed uint64) *Network {
 		prefix: prefix,
 		rng:    rand.New(rand.NewPCG(seed, 0x77616e)),
 		byIP:   map[netip.Addr]*Host{},
-		links:  map[[2]string]Link{},
 		sent:   map[[2]string]uint64{},
 	}
 }
