@@ -72,7 +72,9 @@ func Sentinel(code uint16) error {
 // FencedError is ErrFenced with the epoch that owns the replica now.
 type FencedError struct{ Epoch Epoch }
 
-func (e *FencedError) Error() string        { return fmt.Sprintf("fenced by epoch %v", e.Epoch) }
+func (e *FencedError) Error() string { return fmt.Sprintf("fenced by epoch %v", e.Epoch) }
+
+// Is makes errors.Is(err, ErrFenced) hold.
 func (e *FencedError) Is(target error) bool { return target == ErrFenced }
 
 // HeldError is ErrHeld with the node that holds the disk.
@@ -87,6 +89,8 @@ func (e *HeldError) Error() string {
 	}
 	return "attached on node " + e.Node.Short()
 }
+
+// Is makes errors.Is(err, ErrHeld) hold.
 func (e *HeldError) Is(target error) bool { return target == ErrHeld }
 
 // NodeError says on which node an error arose. Its text begins with the node's name.

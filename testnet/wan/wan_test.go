@@ -34,19 +34,18 @@ func host(t *testing.T, n *Network, name, dc string) *Host {
 	return h
 }
 
-// echo answers one TCP line in h's namespace with bash alone on the client's side and a Go listener on ours.
+// dial measures a round trip: a refused connection takes one, and needs no server.
 func dial(t *testing.T, from, to *Host, timeout time.Duration) (time.Duration, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	// A refused connection takes one round trip, and needs no server.
 	start := time.Now()
 	out, err := from.Command(ctx, "bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/9", to.Addr)).CombinedOutput()
 	took := time.Since(start)
 	if strings.Contains(string(out), "refused") {
 		return took, nil
 	}
-	return took, fmt.Errorf("%v: %s", err, out)
+	return took, fmt.Errorf("%w: %s", err, out)
 }
 
 func TestHostsReachEachOtherAfterTheDelayOfTheirLink(t *testing.T) {
