@@ -7,6 +7,7 @@
 package codec
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/fxamacker/cbor/v2"
@@ -22,11 +23,17 @@ const (
 
 var (
 	enc = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, IndefLength: cbor.IndefLengthForbidden}.EncMode())
-	dec = must(cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, MaxNestedLevels: maxNesting,
-		MaxArrayElements: maxElements, MaxMapPairs: maxElements, TagsMd: cbor.TagsForbidden,
-	}.DecMode())
+	dec = must(decOptions(cbor.ExtraDecErrorNone).DecMode())
+	// known also refuses map keys that the target has no field for.
+	known = must(decOptions(cbor.ExtraDecErrorUnknownField).DecMode())
 )
+
+func decOptions(extra cbor.ExtraDecErrorCond) cbor.DecOptions {
+	return cbor.DecOptions{
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, MaxNestedLevels: maxNesting,
+		MaxArrayElements: maxElements, MaxMapPairs: maxElements, TagsMd: cbor.TagsForbidden, ExtraReturnErrors: extra,
+	}
+}
 
 func must[T any](v T, err error) T {
 	if err != nil {
@@ -42,6 +49,31 @@ func Marshal(v any) ([]byte, error) { return enc.Marshal(v) }
 func Unmarshal(data []byte, v any) error {
 	if err := dec.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("decode %T: %w: %v", v, ukai.ErrCorrupt, err)
+	}
+	return nil
+}
+
+// UnmarshalKnown is Unmarshal, but refuses fields that v does not have.
+func UnmarshalKnown(data []byte, v any) error {
+	if err := known.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("decode %T: %w: %v", v, ukai.ErrCorrupt, err)
+	}
+	return nil
+}
+
+// CheckCanonical says whether data, of whatever type, is in the deterministic form that Marshal writes; if not, the
+// error matches ukai.ErrCorrupt.
+func CheckCanonical(data []byte) error {
+	var v any
+	if err := dec.Unmarshal(data, &v); err != nil {
+		return fmt.Errorf("%w: %v", ukai.ErrCorrupt, err)
+	}
+	again, err := enc.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ukai.ErrCorrupt, err)
+	}
+	if !bytes.Equal(again, data) {
+		return fmt.Errorf("%w: not in canonical form", ukai.ErrCorrupt)
 	}
 	return nil
 }
