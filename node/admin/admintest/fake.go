@@ -1,0 +1,550 @@
+// Package admintest has a Backend that behaves like a node of a small mesh, for tests of what talks to a node.
+package admintest
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"ukai"
+	"ukai/node/admin"
+)
+
+// Epoch is the clock of every Fake.
+var Epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// Fake is a mesh of four nodes: t1 and t2 in dc tokyo, o1 in osaka, and the witness w1 in fukuoka. It keeps disks in memory
+// and answers as a node does: names are checked, rules are met or refused, attached disks are not removed.
+type Fake struct {
+	self string
+	dial func(ctx context.Context, node string) (net.Conn, error)
+
+	mu      sync.Mutex
+	nodes   []admin.Node
+	disks   []admin.Disk
+	rules   map[ukai.DiskID]admin.Rule
+	made    int // disks ever created
+	left    bool
+	seq     uint64
+	readers map[chan admin.Event]bool
+}
+
+var _ admin.Backend = (*Fake)(nil)
+
+// New returns the mesh as the node called self sees it. dial reaches other nodes; nil: none is reachable.
+func New(self string, dial func(ctx context.Context, node string) (net.Conn, error)) *Fake {
+	f := &Fake{self: self, dial: dial, rules: map[ukai.DiskID]admin.Rule{}, readers: map[chan admin.Event]bool{}}
+	for i, n := range []struct{ name, dc string }{{"o1", "osaka"}, {"t1", "tokyo"}, {"t2", "tokyo"}, {"w1", "fukuoka"}} {
+		f.nodes = append(f.nodes, admin.Node{
+			ID: nodeID(n.name), Name: n.name, Labels: ukai.Labels{"dc": n.dc}, Address: fmt.Sprintf("10.0.0.%d:7946", i+1), State: admin.NodeAlive,
+			Since: Epoch.Add(-time.Hour), Version: "v0.1.0", Self: n.name == self, Witness: n.name == "w1",
+			CapacityBytes: 100 << 30, FreeBytes: 80 << 30, ReserveBytes: 5 << 30,
+		})
+	}
+	return f
+}
+
+func nodeID(name string) (id ukai.NodeID) {
+	sum := sha256.Sum256([]byte(name))
+	return ukai.NodeID(sum[:16])
+}
+
+// Attach makes node the holder of a disk.
+func (f *Fake) Attach(disk, node string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	n := f.node(node)
+	if err != nil || n == nil {
+		panic("no such disk or node")
+	}
+	d.State, d.Holder, d.Epoch = admin.DiskAttached, &admin.NodeRef{ID: n.ID, Name: n.Name}, "2"
+}
+
+// Kill makes a node dead, and its replicas out.
+func (f *Fake) Kill(node string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.node(node)
+	n.State, n.Since = admin.NodeDead, Epoch.Add(-10*time.Minute)
+	for i := range f.disks {
+		for j := range f.disks[i].Replicas {
+			if r := &f.disks[i].Replicas[j]; r.Node.ID == n.ID {
+				r.Role, r.NodeState, r.Why, r.BehindBytes, r.Since = admin.Out, admin.NodeDead, "its node is dead", 64<<20, Epoch.Add(-9*time.Minute)
+			}
+		}
+	}
+}
+
+// Emit sends an event to all readers.
+func (f *Fake) Emit(e admin.Event) {
+	f.mu.Lock()
+	f.seq++
+	e.Seq, e.Time = f.seq, Epoch
+	readers := slices.Collect(maps.Keys(f.readers))
+	f.mu.Unlock()
+	for _, r := range readers {
+		r <- e
+	}
+}
+
+// Readers returns how many event streams are open.
+func (f *Fake) Readers() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.readers)
+}
+
+// Left says whether the node was told to leave.
+func (f *Fake) Left() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.left
+}
+
+// Self implements admin.Backend, as do the methods below.
+func (f *Fake) Self(context.Context) (admin.Self, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.node(f.self)
+	return admin.Self{
+		ID: n.ID, Name: n.Name, Labels: n.Labels.Clone(), Version: n.Version, Go: "go1.26", Mesh: "4f9c-2b71", Address: n.Address,
+		DataDir: "/var/lib/ukai", MountDir: "/ukai", PID: 4711, Started: Epoch.Add(-time.Hour),
+	}, nil
+}
+
+// Status tells of four nodes, and warns of the dead ones.
+func (f *Fake) Status(context.Context) (admin.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := admin.Status{Node: f.self, Mesh: "4f9c-2b71", Time: Epoch, Health: admin.Fine, Nodes: slices.Clone(f.nodes)}
+	for i, a := range f.nodes {
+		for _, b := range f.nodes[i+1:] {
+			rtt := admin.RTT{From: a.Name, To: b.Name, RTTMicros: 400}
+			if a.Labels["dc"] != b.Labels["dc"] {
+				rtt.RTTMicros = 8200
+			}
+			if a.Self || b.Self {
+				rtt.Measured, rtt.P99Micros = true, rtt.RTTMicros*2
+			}
+			s.RTTs = append(s.RTTs, rtt)
+		}
+		if a.State == admin.NodeDead {
+			s.Health = admin.Warn
+			s.Warnings = append(s.Warnings, admin.Warning{Level: admin.Warn, Code: "node-dead", Node: a.Name, Text: "node " + a.Name + " has been dead for 10 minutes",
+				Remedy: "start it again, or `ukai-node place node " + a.Name + " --drain`"})
+		}
+	}
+	for _, d := range f.disks {
+		if d.Removed != nil {
+			continue
+		}
+		s.Disks.Total++
+		s.Disks.SizeBytes += d.SizeBytes
+		if d.Holder != nil {
+			s.Disks.Attached++
+		}
+		if slices.ContainsFunc(d.Replicas, func(r admin.Replica) bool { return r.Role != admin.InSync }) {
+			s.Disks.Degraded++
+		}
+	}
+	return s, nil
+}
+
+// ChangeNode sets labels and roles.
+func (f *Fake) ChangeNode(_ context.Context, node string, c admin.NodeChange) (admin.NodeChanged, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.node(node)
+	if n == nil {
+		return admin.NodeChanged{}, fmt.Errorf("node %q: %w", node, ukai.ErrNotFound)
+	}
+	labels := n.Labels.Clone()
+	for k, v := range c.Set {
+		if err := ukai.CheckLabel(k, v); err != nil {
+			return admin.NodeChanged{}, err
+		}
+		labels[k] = v
+	}
+	for _, k := range c.Unset {
+		delete(labels, k)
+	}
+	n.Labels = labels
+	for _, r := range []struct {
+		to   *bool
+		from *bool
+	}{{&n.Drain, c.Drain}, {&n.NoNew, c.NoNew}, {&n.Witness, c.Witness}} {
+		if r.from != nil {
+			*r.to = *r.from
+		}
+	}
+	return admin.NodeChanged{Node: *n}, nil
+}
+
+// PlaceDisk records a rule; the data stays where it is.
+func (f *Fake) PlaceDisk(_ context.Context, disk string, p admin.PlaceDisk) (admin.Placement, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	if err != nil {
+		return admin.Placement{}, err
+	}
+	_, reasons, err := f.choose(p.Rule)
+	if err != nil {
+		return admin.Placement{}, err
+	}
+	pl := f.placement(d, p.Rule)
+	pl.DryRun, pl.Reasons = p.DryRun, reasons
+	if !pl.Met {
+		pl.Notice = "the rule is recorded; the data stays where it is"
+	}
+	if !p.DryRun {
+		f.rules[d.ID] = p.Rule
+		d.Rule, d.RuleMet = pl.Rule, pl.Met
+	}
+	return pl, nil
+}
+
+// Placement compares a disk's rule with its replicas.
+func (f *Fake) Placement(_ context.Context, disk string) (admin.Placement, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	if err != nil {
+		return admin.Placement{}, err
+	}
+	return f.placement(d, f.rules[d.ID]), nil
+}
+
+// Placements does so for all disks.
+func (f *Fake) Placements(context.Context) (list []admin.Placement, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.disks {
+		if d := &f.disks[i]; d.Removed == nil {
+			list = append(list, f.placement(d, f.rules[d.ID]))
+		}
+	}
+	return list, nil
+}
+
+// CreateDisk puts one replica on each node that the rule chooses.
+func (f *Fake) CreateDisk(_ context.Context, n admin.NewDisk) (admin.DiskCreated, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	rule := admin.Rule{Terms: []string{"dc=tokyo:2"}}
+	if n.Rule != nil {
+		rule = *n.Rule
+	}
+	n.BlockSizeBytes = cmp.Or(n.BlockSizeBytes, ukai.DefaultBlockSize)
+	err := cmp.Or(ukai.CheckName("disk", n.Name), ukai.CheckDiskSize(n.SizeBytes), ukai.CheckBlockSize(n.BlockSizeBytes), f.free(n.Name))
+	if err != nil {
+		return admin.DiskCreated{}, err
+	}
+	chosen, reasons, err := f.choose(rule)
+	if err != nil {
+		return admin.DiskCreated{}, err
+	}
+	d := admin.Disk{
+		Name: n.Name, State: admin.DiskIdle, SizeBytes: n.SizeBytes, BlockSizeBytes: n.BlockSizeBytes, Rule: text(rule), RuleMet: true, MinSync: max(1, rule.MinSync),
+		OnLoss: cmp.Or(n.OnLoss, "wait"), Ack: cmp.Or(n.Ack, "all"), Quorum: "majority", Epoch: "0", Version: 1, Created: Epoch, Path: "/ukai/" + n.Name,
+		AllocatedBytes: n.SizeBytes / 4,
+	}
+	for _, c := range chosen {
+		d.Replicas = append(d.Replicas, admin.Replica{ID: ukai.ReplicaID(f.made*16 + len(d.Replicas) + 1), Node: admin.NodeRef{ID: c.ID, Name: c.Name}, Labels: c.Labels,
+			Role: admin.InSync, NodeState: admin.NodeAlive, AllocatedBytes: d.AllocatedBytes})
+	}
+	for i := range f.nodes {
+		if a := &f.nodes[i]; slices.Contains(chosen, a) || a.Witness {
+			d.Arbiters = append(d.Arbiters, admin.Arbiter{Node: admin.NodeRef{ID: a.ID, Name: a.Name}, Labels: a.Labels, Reachable: true})
+		}
+	}
+	if !n.DryRun {
+		f.made++
+		d.ID = ukai.DiskID{15: byte(f.made)}
+		f.disks = append(f.disks, d)
+		f.rules[d.ID] = rule
+		slices.SortFunc(f.disks, func(a, b admin.Disk) int { return strings.Compare(a.Name, b.Name) })
+	}
+	p := f.placement(&d, rule)
+	p.Reasons, p.DryRun = reasons, n.DryRun
+	return admin.DiskCreated{Disk: d, Placement: p}, nil
+}
+
+// Disks lists disks.
+func (f *Fake) Disks(_ context.Context, removed bool) (list []admin.Disk, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.disks {
+		if (d.Removed != nil) == removed {
+			list = append(list, d)
+		}
+	}
+	return list, nil
+}
+
+// Disk tells of one disk.
+func (f *Fake) Disk(_ context.Context, disk string) (admin.Disk, error) {
+	return f.change(disk, func(*admin.Disk) error { return nil })
+}
+
+// ResizeDisk grows a disk.
+func (f *Fake) ResizeDisk(_ context.Context, disk string, r admin.ResizeDisk) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		if r.SizeBytes < d.SizeBytes {
+			return fmt.Errorf("disk %s: shrink: %w: blocks at its end would be lost", d.Name, ukai.ErrUnsupported)
+		}
+		d.SizeBytes = r.SizeBytes
+		return ukai.CheckDiskSize(r.SizeBytes)
+	})
+}
+
+// RemoveDisk hides a disk.
+func (f *Fake) RemoveDisk(_ context.Context, disk string, r admin.RemoveDisk) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		if d.Holder != nil {
+			return fmt.Errorf("disk %s: %w", d.Name, &ukai.HeldError{Node: d.Holder.ID, Name: d.Holder.Name})
+		}
+		grace := 24 * time.Hour
+		if r.GraceSeconds != nil {
+			grace = time.Duration(*r.GraceSeconds) * time.Second
+		}
+		d.State, d.Removed, d.Path = admin.DiskRemoved, &admin.Removed{Since: Epoch, Until: Epoch.Add(grace)}, ""
+		return nil
+	})
+}
+
+// RestoreDisk shows a hidden disk again.
+func (f *Fake) RestoreDisk(_ context.Context, disk string, r admin.RestoreDisk) (admin.Disk, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.disks {
+		if d := &f.disks[i]; d.Removed != nil && (d.Name == disk || d.ID.String() == disk) {
+			name := cmp.Or(r.Name, d.Name)
+			if err := f.free(name); err != nil {
+				return admin.Disk{}, err
+			}
+			d.Name, d.State, d.Removed = name, admin.DiskIdle, nil
+			return *d, nil
+		}
+	}
+	return admin.Disk{}, fmt.Errorf("removed disk %q: %w", disk, ukai.ErrNotFound)
+}
+
+// RenameDisk renames a disk.
+func (f *Fake) RenameDisk(_ context.Context, disk string, r admin.RenameDisk) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		if err := cmp.Or(ukai.CheckName("disk", r.Name), f.free(r.Name)); err != nil {
+			return err
+		}
+		d.Name = r.Name
+		return nil
+	})
+}
+
+// DiskMap tells of one run: all blocks.
+func (f *Fake) DiskMap(_ context.Context, disk string) (admin.Map, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	if err != nil {
+		return admin.Map{}, err
+	}
+	blocks := ukai.Blocks(d.SizeBytes, d.BlockSizeBytes)
+	return admin.Map{
+		Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, SizeBytes: d.SizeBytes, BlockSizeBytes: d.BlockSizeBytes, Blocks: blocks, Holder: d.Holder, Epoch: d.Epoch, Version: d.Version,
+		Runs: []admin.MapRun{{Count: blocks, Locations: d.Replicas, AllocatedBytes: d.AllocatedBytes}},
+	}, nil
+}
+
+// Leave refuses while the node holds a disk.
+func (f *Fake) Leave(_ context.Context, l admin.Leave) (admin.Leaving, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.disks {
+		if d.Holder != nil && d.Holder.Name == f.self && !l.Force {
+			return admin.Leaving{}, fmt.Errorf("disk %s is attached here: %w", d.Name, ukai.ErrRejected)
+		}
+	}
+	f.left = true
+	n := f.node(f.self)
+	return admin.Leaving{Node: admin.NodeRef{ID: n.ID, Name: n.Name}}, nil
+}
+
+// Events sends what Emit is given.
+func (f *Fake) Events(ctx context.Context) (<-chan admin.Event, error) {
+	in, out := make(chan admin.Event, 16), make(chan admin.Event)
+	f.mu.Lock()
+	f.readers[in] = true
+	f.mu.Unlock()
+	go func() {
+		defer close(out)
+		defer func() {
+			f.mu.Lock()
+			delete(f.readers, in)
+			f.mu.Unlock()
+		}()
+		for {
+			select {
+			case e := <-in:
+				select {
+				case out <- e:
+				case <-ctx.Done():
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out, nil
+}
+
+// Counters has one counter with a label, one without, and one that is malformed.
+func (f *Fake) Counters() map[string]uint64 {
+	return map[string]uint64{"ukai_wire_frames_sent": 7, `ukai_wire_refused{why="bad \"key\""}`: 2, "not a metric": 1}
+}
+
+// Gauges has one gauge.
+func (f *Fake) Gauges() map[string]float64 {
+	return map[string]float64{`ukai_node_rtt_seconds{peer="o1"}`: 0.0082}
+}
+
+// DialAdmin reaches other nodes.
+func (f *Fake) DialAdmin(ctx context.Context, node string) (net.Conn, error) {
+	f.mu.Lock()
+	n := f.node(node)
+	f.mu.Unlock()
+	switch {
+	case n == nil:
+		return nil, fmt.Errorf("node %q: %w", node, ukai.ErrNotFound)
+	case f.dial == nil:
+		return nil, &ukai.NodeError{Node: n.ID, Name: n.Name, Err: ukai.ErrUnreachable}
+	}
+	return f.dial(ctx, node)
+}
+
+func (f *Fake) node(name string) *admin.Node {
+	for i := range f.nodes {
+		if n := &f.nodes[i]; n.Name == name || n.ID.String() == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (f *Fake) disk(name string) (*admin.Disk, error) {
+	for i := range f.disks {
+		if d := &f.disks[i]; d.Removed == nil && (d.Name == name || d.ID.String() == name) {
+			return d, nil
+		}
+	}
+	return nil, fmt.Errorf("disk %q: %w", name, ukai.ErrNotFound)
+}
+
+// free says whether a name is still free.
+func (f *Fake) free(name string) error {
+	if d, err := f.disk(name); err == nil {
+		return fmt.Errorf("disk %s: %w", d.Name, ukai.ErrExists)
+	}
+	return nil
+}
+
+func (f *Fake) change(disk string, how func(*admin.Disk) error) (admin.Disk, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	changed := *d
+	if err := how(&changed); err != nil {
+		return admin.Disk{}, err
+	}
+	*d = changed
+	return changed, nil
+}
+
+// choose picks the first nodes that meet each term key=value:count.
+func (f *Fake) choose(r admin.Rule) (chosen []*admin.Node, reasons []admin.Reason, err error) {
+	for _, term := range r.Terms {
+		key, value, count, err := parse(term)
+		if err != nil {
+			return nil, nil, err
+		}
+		var unfit []admin.Reason
+		have := 0
+		for i := range f.nodes {
+			n := &f.nodes[i]
+			why := ""
+			switch {
+			case slices.Contains(chosen, n):
+				continue
+			case n.Labels[key] != value:
+				why = fmt.Sprintf("has %s=%s", key, n.Labels[key])
+			case n.Witness:
+				why = "is a witness"
+			case n.Drain:
+				why = "is being drained"
+			case n.State != admin.NodeAlive:
+				why = "is " + string(n.State)
+			case have < count:
+				have++
+				chosen = append(chosen, n)
+				reasons = append(reasons, admin.Reason{Node: admin.NodeRef{ID: n.ID, Name: n.Name}, Labels: n.Labels, Chosen: true, Why: "meets " + term})
+				continue
+			default:
+				why = "not needed"
+			}
+			unfit = append(unfit, admin.Reason{Node: admin.NodeRef{ID: n.ID, Name: n.Name}, Labels: n.Labels, Why: why})
+		}
+		if have < count && !r.Prefer {
+			return nil, nil, &admin.Refusal{
+				Err:     fmt.Errorf("rule %s: %w: %d of %d nodes for %s", text(r), ukai.ErrUnmet, have, count, term),
+				Reasons: unfit, Remedy: fmt.Sprintf("label another node with `ukai-node place node NAME %s=%s`", key, value),
+			}
+		}
+		reasons = append(reasons, unfit...)
+	}
+	return chosen, reasons, nil
+}
+
+func (f *Fake) placement(d *admin.Disk, r admin.Rule) admin.Placement {
+	p := admin.Placement{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Rule: text(r), Met: true, Replicas: d.Replicas, Arbiters: d.Arbiters}
+	for _, term := range r.Terms {
+		key, value, count, _ := parse(term) // was checked when the rule was set
+		w := admin.Want{Term: term, Count: count}
+		for _, rep := range d.Replicas {
+			if rep.Labels[key] == value && rep.Role == admin.InSync {
+				w.Have++
+				w.Nodes = append(w.Nodes, rep.Node.Name)
+			}
+		}
+		if w.Have < count {
+			p.Met = false
+			p.Differences = append(p.Differences, fmt.Sprintf("%s: %d of %d replicas are in sync there", term, w.Have, count))
+		}
+		p.Wanted = append(p.Wanted, w)
+	}
+	return p
+}
+
+func parse(term string) (key, value string, count int, err error) {
+	selector, n, ok := strings.Cut(term, ":")
+	key, value, ok2 := strings.Cut(selector, "=")
+	count, err = strconv.Atoi(n)
+	if !ok || !ok2 || err != nil {
+		return "", "", 0, fmt.Errorf("rule term %q: %w: write SELECTOR:COUNT, for example dc=tokyo:2", term, ukai.ErrInvalid)
+	}
+	return key, value, count, nil
+}
+
+func text(r admin.Rule) string { return strings.Join(r.Terms, " ") }

@@ -1,0 +1,149 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+
+	"github.com/danielgtaylor/huma/v2"
+)
+
+// answer is what a route returns.
+type answer[T any] struct{ Body T }
+
+// reply turns what the backend returned into an answer or a Problem.
+func reply[T any](v T, err error) (*answer[T], error) {
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	fillLists(reflect.ValueOf(&v).Elem())
+	return &answer[T]{Body: v}, nil
+}
+
+// fillLists makes the nil lists of v empty ones, so that a client sees [] and never null.
+func fillLists(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			fillLists(v.Elem())
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() {
+				fillLists(v.Field(i))
+			}
+		}
+	case reflect.Slice:
+		if v.IsNil() && v.CanSet() {
+			v.Set(reflect.MakeSlice(v.Type(), 0, 0))
+		}
+		for i := range v.Len() {
+			fillLists(v.Index(i))
+		}
+	}
+}
+
+// DiskPath is the part of a request that names a disk. It is exported because huma looks into exported fields only.
+type DiskPath struct {
+	Disk string `path:"disk" maxLength:"63" doc:"name or id of the disk"`
+}
+
+// NodePath is the part of a request that names a node.
+type NodePath struct {
+	Node string `path:"node" maxLength:"63" doc:"name or id of the node"`
+}
+
+// routes adds one route per method of the backend.
+func (s *Server) routes(api huma.API) {
+	b := s.backend
+	op := func(id, method, path, summary string) huma.Operation {
+		return huma.Operation{
+			OperationID: id, Method: method, Path: path, Summary: summary,
+			Errors: statuses(), MaxBodyBytes: maxBody, BodyReadTimeout: headerTimeout,
+		}
+	}
+	created := func(o huma.Operation) huma.Operation { o.DefaultStatus = http.StatusCreated; return o }
+
+	huma.Register(api, op("self", http.MethodGet, "/v1/self", "Who this node is"),
+		func(ctx context.Context, _ *struct{}) (*answer[Self], error) { return reply(b.Self(ctx)) })
+	huma.Register(api, op("status", http.MethodGet, "/v1/status", "The mesh as this node sees it"),
+		func(ctx context.Context, _ *struct{}) (*answer[Status], error) { return reply(b.Status(ctx)) })
+
+	huma.Register(api, op("node-change", http.MethodPatch, "/v1/nodes/{node}", "Set labels and roles of a node"),
+		func(ctx context.Context, in *struct {
+			NodePath
+			Body NodeChange
+		}) (*answer[NodeChanged], error) {
+			return reply(b.ChangeNode(ctx, in.Node, in.Body))
+		})
+	huma.Register(api, op("placements", http.MethodGet, "/v1/placements", "What is wanted and what is true, for all disks"),
+		func(ctx context.Context, _ *struct{}) (*answer[[]Placement], error) { return reply(b.Placements(ctx)) })
+	huma.Register(api, op("placement", http.MethodGet, "/v1/disks/{disk}/placement", "What is wanted and what is true, for one disk"),
+		func(ctx context.Context, in *DiskPath) (*answer[Placement], error) {
+			return reply(b.Placement(ctx, in.Disk))
+		})
+	huma.Register(api, op("disk-place", http.MethodPut, "/v1/disks/{disk}/placement", "Give a disk a rule"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body PlaceDisk
+		}) (*answer[Placement], error) {
+			return reply(b.PlaceDisk(ctx, in.Disk, in.Body))
+		})
+
+	huma.Register(api, created(op("disk-create", http.MethodPost, "/v1/disks", "Create a disk")),
+		func(ctx context.Context, in *struct{ Body NewDisk }) (*answer[DiskCreated], error) {
+			return reply(b.CreateDisk(ctx, in.Body))
+		})
+	huma.Register(api, op("disks", http.MethodGet, "/v1/disks", "List disks"),
+		func(ctx context.Context, in *struct {
+			Removed bool `query:"removed" doc:"those that are removed and can be restored"`
+		}) (*answer[[]Disk], error) {
+			return reply(b.Disks(ctx, in.Removed))
+		})
+	huma.Register(api, op("disk", http.MethodGet, "/v1/disks/{disk}", "Everything about one disk"),
+		func(ctx context.Context, in *DiskPath) (*answer[Disk], error) { return reply(b.Disk(ctx, in.Disk)) })
+	huma.Register(api, op("disk-resize", http.MethodPost, "/v1/disks/{disk}/resize", "Grow a disk"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body ResizeDisk
+		}) (*answer[Disk], error) {
+			return reply(b.ResizeDisk(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("disk-remove", http.MethodPost, "/v1/disks/{disk}/remove", "Remove a disk; it can be restored for a while"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body RemoveDisk
+		}) (*answer[Disk], error) {
+			return reply(b.RemoveDisk(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("disk-restore", http.MethodPost, "/v1/disks/{disk}/restore", "Restore a removed disk"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body RestoreDisk
+		}) (*answer[Disk], error) {
+			return reply(b.RestoreDisk(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("disk-rename", http.MethodPost, "/v1/disks/{disk}/rename", "Rename a disk"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body RenameDisk
+		}) (*answer[Disk], error) {
+			return reply(b.RenameDisk(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("disk-map", http.MethodGet, "/v1/disks/{disk}/map", "Where the blocks of a disk lie"),
+		func(ctx context.Context, in *DiskPath) (*answer[Map], error) { return reply(b.DiskMap(ctx, in.Disk)) })
+
+	huma.Register(api, op("leave", http.MethodPost, "/v1/leave", "Have this node announce that it goes, and end"),
+		func(ctx context.Context, in *struct{ Body Leave }) (*answer[Leaving], error) {
+			return reply(b.Leave(ctx, in.Body))
+		})
+
+	events := op("events", http.MethodGet, eventsPath, "What happens, as server-sent events")
+	events.Responses = map[string]*huma.Response{"200": {
+		Description: "A stream of events; the data of each is an Event",
+		Content: map[string]*huma.MediaType{"text/event-stream": {
+			Schema: api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[Event](), true, "Event"),
+		}},
+	}}
+	huma.Register(api, events, s.events)
+}
