@@ -1,0 +1,181 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"ukai"
+)
+
+// raiseRound gathers changes of stamps that become durable together.
+type raiseRound struct {
+	blocks map[ukai.Index]stampChange
+	done   chan struct{}
+	err    error // set before done is closed
+}
+
+// stampChange is a new stamp for a block, or none any more.
+type stampChange struct {
+	stamp ukai.BlockStamp
+	drop  bool
+}
+
+// has says whether the round will have raised a block to at least s.
+func (r *raiseRound) has(i ukai.Index, s ukai.BlockStamp) bool {
+	if r == nil {
+		return false
+	}
+	c, ok := r.blocks[i]
+	return ok && !c.drop && !c.stamp.Less(s)
+}
+
+// Stamp implements Replica.
+func (r *replica) Stamp(index ukai.Index) (ukai.BlockStamp, bool) {
+	if s := r.stamps.get(index); s != nil {
+		return *s, true
+	}
+	return ukai.BlockStamp{}, false
+}
+
+// Newer implements Replica.
+func (r *replica) Newer(than ukai.BlockStamp) []BlockInfo { return r.stamps.newer(than) }
+
+// Raise implements Replica.
+func (r *replica) Raise(ctx context.Context, from, to ukai.Index, s ukai.BlockStamp) error {
+	if err := r.checkBlocks(from, to); err != nil {
+		return err
+	}
+	if err := r.usable(); err != nil {
+		return err
+	}
+	for !r.stamps.cover(from, to, s) {
+		if err := r.joinRaise(ctx, from, to, stampChange{stamp: s}); err != nil {
+			return fmt.Errorf("raise stamps of %v: %w", r.key, err)
+		}
+		// A round that was under way may have failed; then the next one is asked.
+	}
+	return nil
+}
+
+// dropStamps removes the stamps of blocks first through last, lazily.
+func (r *replica) dropStamps(ctx context.Context, first, last ukai.Index) error {
+	return r.joinRaise(ctx, first, last, stampChange{drop: true})
+}
+
+// DropBlock implements Replica. The data must be durably gone before the stamp may be: a block without a stamp counts
+// as one that was never written.
+func (r *replica) DropBlock(ctx context.Context, index ukai.Index) error {
+	if err := r.checkBlocks(index, index); err != nil {
+		return err
+	}
+	off := int64(index) * int64(r.blockSize)
+	if err := r.Discard(off, min(int64(r.blockSize), r.size.Load()-off)); err != nil {
+		return err
+	}
+	if err := r.Sync(ctx); err != nil {
+		return err
+	}
+	if err := r.dropStamps(ctx, index, index); err != nil {
+		return fmt.Errorf("drop stamp of %v: %w", r.key, err)
+	}
+	return nil
+}
+
+// joinRaise adds a change to the blocks of the next round that need it, and waits for that round, or for the present
+// one if it does all that is needed. Rounds of a replica follow one another, so that the database never gets an older
+// stamp of a block after a newer one.
+func (r *replica) joinRaise(ctx context.Context, from, to ukai.Index, c stampChange) error {
+	r.raising.Lock()
+	if r.closed.Load() {
+		r.raising.Unlock()
+		return ukai.ErrClosed
+	}
+	round := r.present
+	for i := from; i <= to; i++ {
+		if !c.drop && (r.stamps.cover(i, i, c.stamp) || r.present.has(i, c.stamp)) {
+			continue
+		}
+		if r.next == nil {
+			r.next = &raiseRound{blocks: make(map[ukai.Index]stampChange), done: make(chan struct{})}
+		}
+		round = r.next
+		if !round.has(i, c.stamp) || c.drop {
+			round.blocks[i] = c
+		}
+	}
+	if r.next != nil && r.present == nil {
+		r.startRound()
+		r.raisers.Go(r.raiseRounds)
+	}
+	r.raising.Unlock()
+	if round == nil {
+		return nil // another round raised them all in the meantime
+	}
+	select {
+	case <-round.done:
+		return round.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// startRound makes the next round the present one. The caller holds raising.
+func (r *replica) startRound() {
+	r.present, r.next = r.next, nil
+}
+
+// raiseRounds runs rounds until there is none to run.
+func (r *replica) raiseRounds() {
+	r.raising.Lock()
+	round := r.present
+	r.raising.Unlock()
+	for round != nil {
+		round.err = r.runRound(round)
+		done := round.done
+		r.raising.Lock()
+		r.startRound()
+		round = r.present
+		r.raising.Unlock()
+		close(done)
+	}
+}
+
+// runRound makes a round's changes durable, and only then visible.
+func (r *replica) runRound(round *raiseRound) error {
+	ctx := context.Background()
+	kvs := make([]KV, 0, min(len(round.blocks), MaxBatchKeys))
+	raises := false
+	for i, c := range round.blocks {
+		kv := KV{K: r.key.stampKey(r.head, i)}
+		if !c.drop {
+			kv.V = encodeStamp(c.stamp)
+			raises = true
+		}
+		kvs = append(kvs, kv)
+		if len(kvs) == MaxBatchKeys {
+			if err := r.store.keys.put(ctx, false, false, kvs); err != nil {
+				return err
+			}
+			kvs = kvs[:0]
+		}
+	}
+	// The last put makes the earlier ones durable, too. A round of nothing but drops need not wait for that.
+	if err := r.store.keys.put(ctx, raises, false, kvs); err != nil {
+		return err
+	}
+	for i, c := range round.blocks {
+		if c.drop {
+			r.stamps.drop(i)
+		} else {
+			r.stamps.raise(i, c.stamp)
+		}
+	}
+	return nil
+}
+
+func (r *replica) checkBlocks(from, to ukai.Index) error {
+	if n := ukai.Blocks(r.size.Load(), r.blockSize); from > to || uint64(to) >= n {
+		return fmt.Errorf("%v: blocks %d to %d: %w: the disk has %d blocks", r.key, from, to, ukai.ErrInvalid, n)
+	}
+	return nil
+}
