@@ -272,7 +272,7 @@ func TestAnotherNodeAnswersARequestThatNamesIt(t *testing.T) {
 	if _, err := client(t, near, "o1").Disk(ctx, "none"); !errors.Is(err, ukai.ErrNotFound) || err.Error() != `disk "none": not found` {
 		t.Errorf("an error of the other node: %v", err)
 	}
-	if _, err := client(t, near, "t2").Self(ctx); !errors.Is(err, ukai.ErrUnreachable) || !strings.Contains(err.Error(), "t2") {
+	if _, err := client(t, near, "t2").Self(ctx); !errors.Is(err, ukai.ErrUnreachable) || !strings.Contains(err.Error(), "ask node t2: ") {
 		t.Errorf("a node that cannot be reached: %v", err)
 	}
 	if _, err := client(t, near, "t9").Self(ctx); !errors.Is(err, ukai.ErrNotFound) {

@@ -28,17 +28,13 @@ type proxy struct {
 func newProxy(dial func(ctx context.Context, node string) (net.Conn, error)) *proxy {
 	p := &proxy{}
 	p.transport = &http.Transport{
-		// Connections are kept per host, so the node's name is the host; hexadecimal, as a name may hold what a host may not.
+		// Connections are kept per host, so the host is the node's name.
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			host, _, err := net.SplitHostPort(addr)
 			if err != nil {
 				return nil, err
 			}
-			name, err := hex.DecodeString(host)
-			if err != nil {
-				return nil, err
-			}
-			return dial(ctx, string(name))
+			return dial(ctx, nodeOf(host))
 		},
 		MaxIdleConns:          16,
 		MaxConnsPerHost:       maxStreams,
@@ -48,7 +44,7 @@ func newProxy(dial func(ctx context.Context, node string) (net.Conn, error)) *pr
 	}
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: "http", Host: hex.EncodeToString([]byte(r.In.Header.Get(NodeHeader)))})
+			r.SetURL(&url.URL{Scheme: "http", Host: hostOf(r.In.Header.Get(NodeHeader))})
 			r.Out.Header.Del(NodeHeader) // the other node answers itself: requests cannot go round in circles
 			r.Out.Host = "node"
 		},
@@ -59,10 +55,22 @@ func newProxy(dial func(ctx context.Context, node string) (net.Conn, error)) *pr
 			if kindOf(err) == internal {
 				err = fmt.Errorf("%w: %w", ukai.ErrUnreachable, err)
 			}
-			writeProblem(w, fmt.Errorf("ask node %s: %w", r.Header.Get(NodeHeader), err))
+			writeProblem(w, fmt.Errorf("ask node %s: %w", nodeOf(r.URL.Host), err))
 		},
 	}
 	return p
+}
+
+// hostOf makes a host of a node's name, in hexadecimal: a name may hold what a host may not.
+func hostOf(node string) string { return hex.EncodeToString([]byte(node)) }
+
+// nodeOf returns the name of which hostOf made host.
+func nodeOf(host string) string {
+	name, err := hex.DecodeString(host)
+	if err != nil {
+		return host // not made by hostOf: will name no node
+	}
+	return string(name)
 }
 
 // to has the named node answer r.

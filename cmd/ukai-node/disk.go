@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ukai"
+	"ukai/node/admin"
+)
+
+func (a *app) diskCommand() *cobra.Command {
+	return group("disk", "Create, list, grow, rename, remove and restore disks",
+		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskRmCommand(), a.diskRestoreCommand())
+}
+
+// changeDisk runs a change of one disk and prints the disk after it.
+func (a *app) changeDisk(c *cobra.Command, change func(context.Context, *admin.Client) (admin.Disk, error), say func(admin.Disk) string) error {
+	return a.ask(c, func(ctx context.Context, node *admin.Client) error {
+		d, err := change(ctx, node)
+		if err != nil {
+			return err
+		}
+		return a.show(d, func() {
+			a.say("%s", say(d))
+			a.warnings(d.Warnings)
+		})
+	})
+}
+
+func diskColour(s admin.DiskState) string {
+	switch s {
+	case admin.DiskAttached:
+		return green
+	case admin.DiskRecovering:
+		return yellow
+	case admin.DiskSuspended, admin.DiskFailed, admin.DiskConflict:
+		return red
+	}
+	return ""
+}
+
+// replicaSummary counts the replicas that are in sync, and names the others.
+func replicaSummary(d admin.Disk) string {
+	inSync := 0
+	var others []string
+	for _, r := range d.Replicas {
+		if r.Role == admin.InSync {
+			inSync++
+			continue
+		}
+		others = append(others, r.Node.String()+" "+string(r.Role))
+	}
+	s := fmt.Sprintf("%d/%d in sync", inSync, len(d.Replicas))
+	if len(others) > 0 {
+		s += ", " + strings.Join(others, ", ")
+	}
+	return s
+}
+
+func holderOf(n *admin.NodeRef) string {
+	if n == nil {
+		return "-"
+	}
+	return n.String()
+}
+
+func (a *app) printDisk(d admin.Disk) {
+	state := a.colour(diskColour(d.State), string(d.State))
+	if d.Holder != nil {
+		state += " to " + d.Holder.String()
+	}
+	if d.Why != "" {
+		state += ": " + d.Why
+	}
+	if d.Removed != nil {
+		state += " " + a.ago(d.Removed.Since) + ", can be restored until " + d.Removed.Until.UTC().Format(time.DateTime+" MST")
+	}
+	met := ""
+	if !d.RuleMet && d.Rule != "" {
+		met = a.colour(yellow, " (not met: see place show)")
+	}
+	rows := [][2]string{
+		{"name", d.Name},
+		{"id", d.ID.String()},
+		{"state", state},
+		{"size", fmt.Sprintf("%s (%d bytes), %s allocated", formatSize(d.SizeBytes), d.SizeBytes, formatSize(d.AllocatedBytes))},
+		{"blocks", fmt.Sprintf("%d of %s", ukai.Blocks(d.SizeBytes, max(1, d.BlockSizeBytes)), formatSize(int64(d.BlockSizeBytes)))},
+		{"rule", dash(d.Rule) + met},
+		{"safety", fmt.Sprintf("min-sync %d, on-loss %s, ack %s, quorum %s", d.MinSync, d.OnLoss, d.Ack, d.Quorum)},
+		{"record", fmt.Sprintf("epoch %s, version %d", d.Epoch, d.Version)},
+		{"arbiters", dash(arbiters(d.Arbiters))},
+	}
+	if d.Path != "" {
+		rows = append(rows, [2]string{"file", d.Path})
+	}
+	if !d.Created.IsZero() {
+		rows = append(rows, [2]string{"created", d.Created.UTC().Format(time.DateTime+" MST") + ", " + a.ago(d.Created)})
+	}
+	for _, r := range rows {
+		a.say("%-10s%s", r[0], r[1])
+	}
+	if len(d.Replicas) > 0 {
+		a.say("")
+		var table [][]string
+		for _, r := range d.Replicas {
+			table = append(table, []string{r.Node.String(), dash(r.Labels[ukai.LabelDC]), a.colour(roleColour(r.Role), string(r.Role)), formatSize(r.AllocatedBytes), r.ID.String(), dash(a.whyNot(r))})
+		}
+		a.table([]string{"REPLICA ON", "DC", "ROLE", ">ALLOCATED", "ID", "WHY"}, table)
+	}
+	if len(d.Warnings) > 0 {
+		a.say("")
+		a.warnings(d.Warnings)
+	}
+}

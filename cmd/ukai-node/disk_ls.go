@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ukai/node/admin"
+)
+
+func (a *app) diskLsCommand() *cobra.Command {
+	var removed bool
+	c := a.asking(&cobra.Command{
+		Use:               "ls",
+		Aliases:           []string{"list"},
+		Short:             "List disks",
+		Args:              exactly(),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.ask(c, func(ctx context.Context, node *admin.Client) error {
+				disks, err := node.Disks(ctx, removed)
+				if err != nil {
+					return err
+				}
+				return a.show(disks, func() { a.printDisks(disks, removed) })
+			})
+		},
+	})
+	c.Flags().BoolVar(&removed, "removed", false, "list those that were removed and can be restored")
+	return c
+}
+
+func (a *app) printDisks(disks []admin.Disk, removed bool) {
+	var rows [][]string
+	switch {
+	case len(disks) == 0 && removed:
+		a.say("no removed disks")
+	case len(disks) == 0:
+		a.say("no disks; create one with: ukai-node disk create NAME SIZE TERM...")
+	case removed:
+		for _, d := range disks {
+			since, until := "-", "-"
+			if d.Removed != nil {
+				since, until = a.ago(d.Removed.Since), d.Removed.Until.UTC().Format(time.DateTime+" MST")
+			}
+			rows = append(rows, []string{d.Name, formatSize(d.SizeBytes), since, until, d.ID.String()})
+		}
+		a.table([]string{"DISK", ">SIZE", "REMOVED", "RESTORABLE UNTIL", "ID"}, rows)
+	default:
+		for _, d := range disks {
+			rule := dash(d.Rule)
+			if !d.RuleMet && d.Rule != "" {
+				rule += a.colour(yellow, " (not met)")
+			}
+			rows = append(rows, []string{d.Name, formatSize(d.SizeBytes), formatSize(d.AllocatedBytes), a.colour(diskColour(d.State), string(d.State)), holderOf(d.Holder), replicaSummary(d), rule})
+		}
+		a.table([]string{"DISK", ">SIZE", ">ALLOCATED", "STATE", "NODE", "REPLICAS", "RULE"}, rows)
+		names := map[string]int{}
+		for _, d := range disks {
+			names[d.Name]++
+		}
+		for _, d := range disks {
+			if n := names[d.Name]; n > 1 {
+				a.say("%s", fmt.Sprintf("warning: %d disks are called %s; rename one by its id: ukai-node disk rename %s NEW", n, d.Name, d.ID))
+			}
+		}
+	}
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"ukai"
+	"ukai/node/admin"
+)
+
+// termHelp is how rules are written, for help texts.
+const termHelp = `A rule is one or more terms SELECTOR:COUNT. A selector is key=value, key!=value or node=NAME, or several joined by + that must all hold:
+
+  dc=tokyo:2                     two replicas in tokyo
+  dc=tokyo+ssd=yes:1 dc=osaka:1  one on a node in tokyo with an SSD, one in osaka
+  node=t1:1                      one on the node t1
+
+Two replicas of a disk never lie on the same node; --spread KEY keeps them apart further, for example by rack.`
+
+func (a *app) placeCommand() *cobra.Command {
+	return group("place", "Decide where data lies: labels of nodes and rules of disks", a.placeNodeCommand(), a.placeDiskCommand(), a.placeShowCommand())
+}
+
+// ruleFlags are the flags that belong to a rule.
+type ruleFlags struct {
+	spread         []string
+	strict, prefer bool
+	minSync        int
+}
+
+func (r *ruleFlags) add(c *cobra.Command) {
+	c.Flags().StringSliceVar(&r.spread, "spread", nil, "no two replicas share the value of this label `KEY` (may be repeated)")
+	c.Flags().BoolVar(&r.strict, "strict", false, "refuse the rule if it cannot be met now (the default)")
+	c.Flags().BoolVar(&r.prefer, "prefer", false, "accept the rule all the same, with a standing warning")
+	c.Flags().IntVar(&r.minSync, "min-sync", 0, "fewest in-sync replicas, `N`, with which writes go on (default 1)")
+	c.MarkFlagsMutuallyExclusive("strict", "prefer")
+	_ = c.RegisterFlagCompletionFunc("spread", cobra.FixedCompletions([]string{"dc", "rack", "host"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (r *ruleFlags) rule(terms []string) admin.Rule {
+	return admin.Rule{Terms: terms, Spread: r.spread, Prefer: r.prefer, MinSync: r.minSync}
+}
+
+// errRuleFlagsWithoutTerms refuses flags of a rule where there is none.
+var errRuleFlagsWithoutTerms = errors.New("--spread, --strict, --prefer and --min-sync belong to a rule: give terms such as dc=tokyo:2")
+
+// given says whether one of the flags was given.
+func (r *ruleFlags) given() bool { return len(r.spread) > 0 || r.strict || r.prefer || r.minSync != 0 }
+
+// printPlacement tells what is wanted of a disk, what is true, and why they differ.
+func (a *app) printPlacement(p admin.Placement) {
+	met := a.colour(green, "met")
+	if !p.Met {
+		met = a.colour(yellow, "not met")
+	}
+	a.say("%s  rule %s: %s", p.Disk.Name, dash(p.Rule), met)
+	var rows [][]string
+	for _, w := range p.Wanted {
+		rows = append(rows, []string{"  " + w.Term, fmt.Sprintf("%d of %d", w.Have, w.Count), dash(strings.Join(w.Nodes, ", "))})
+	}
+	if len(rows) > 0 {
+		a.table([]string{"  WANTED", "HAVE", "NODES"}, rows)
+	}
+	if len(p.Replicas) > 0 {
+		a.table([]string{"  REPLICA ON", "DC", "ROLE", "WHY"}, a.replicaRows(p.Replicas))
+	}
+	if len(p.Arbiters) > 0 {
+		a.say("  arbiters: %s", arbiters(p.Arbiters))
+	}
+	for _, d := range p.Differences {
+		a.say("  differs: %s", d)
+	}
+	a.printReasons(p.Reasons)
+	if p.Doing != "" {
+		a.say("  being done: %s", p.Doing)
+	}
+	a.warnings(p.Warnings)
+	if p.Notice != "" {
+		a.say("notice: %s", p.Notice)
+	}
+}
+
+func (a *app) printReasons(reasons []admin.Reason) {
+	var rows [][]string
+	for _, r := range reasons {
+		chosen := ""
+		if r.Chosen {
+			chosen = "chosen"
+		}
+		rows = append(rows, []string{"  " + r.Node.String(), dash(r.Labels[ukai.LabelDC]), dash(chosen), r.Why})
+	}
+	if len(rows) > 0 {
+		a.table([]string{"  CONSIDERED", "DC", "CHOSEN", "WHY"}, rows)
+	}
+}
+
+func (a *app) replicaRows(replicas []admin.Replica) (rows [][]string) {
+	for _, r := range replicas {
+		rows = append(rows, []string{"  " + r.Node.String(), dash(r.Labels[ukai.LabelDC]), a.colour(roleColour(r.Role), string(r.Role)), dash(a.whyNot(r))})
+	}
+	return rows
+}
+
+// whyNot tells why a replica is not in sync, since when, and how much it lacks.
+func (a *app) whyNot(r admin.Replica) string {
+	if r.Role == admin.InSync {
+		return ""
+	}
+	parts := []string{}
+	for _, p := range []string{r.Why, a.ago(r.Since)} {
+		if p != "" {
+			parts = append(parts, p)
+		}
+	}
+	if r.BehindBytes > 0 {
+		parts = append(parts, formatSize(r.BehindBytes)+" to copy")
+	}
+	return strings.Join(parts, ", ")
+}
+
+func roleColour(r admin.Role) string {
+	switch r {
+	case admin.InSync:
+		return green
+	case admin.Syncing:
+		return yellow
+	case admin.Out:
+		return red
+	}
+	return ""
+}
+
+func arbiters(list []admin.Arbiter) string {
+	var parts []string
+	for _, n := range list {
+		s := n.Node.String()
+		if dc := n.Labels[ukai.LabelDC]; dc != "" {
+			s += " (" + dc + ")"
+		}
+		if !n.Reachable {
+			s += " unreachable"
+		}
+		parts = append(parts, s)
+	}
+	return strings.Join(parts, ", ")
+}
