@@ -1,0 +1,355 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/cell"
+	"ukai/node/wire"
+)
+
+// claiming says what to do about another holder.
+type claiming uint8
+
+const (
+	claimIfFree claiming = iota // leave it alone, unless its node is dead
+	claimAsking                 // ask it to let go
+	claimForced                 // depose it
+)
+
+const (
+	// yieldFor is how long another node is waited for that was asked to let go. It waits itself up to yieldPatience for
+	// the last file to be closed, of which the kernel tells late, and then has to flush.
+	yieldFor      = 5 * time.Second
+	yieldPatience = time.Second
+
+	minAttachPause = 20 * time.Millisecond
+	maxAttachPause = 500 * time.Millisecond
+)
+
+// open makes this node the holder, unless it is already.
+func (d *Disk) open(ctx context.Context, how claiming) error {
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, d.host.cfg.AttachTimeout, fmt.Errorf("not attached within %v: %w", d.host.cfg.AttachTimeout, ukai.ErrTimeout))
+		defer cancel()
+	}
+	if err := d.lock(ctx); err != nil {
+		return err
+	}
+	defer d.unlock()
+	if h := d.holding.Load(); h != nil {
+		return h.err()
+	}
+	if d.host.isClosed() {
+		return fmt.Errorf("node: %w", ukai.ErrClosed)
+	}
+	return d.become(ctx, how)
+}
+
+func (h *Host) isClosed() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
+}
+
+// become claims the disk and recovers it, from the beginning after each surprise, until it is held, or that is refused,
+// or ctx ends.
+func (d *Disk) become(ctx context.Context, how claiming) error {
+	pause := minAttachPause
+	rec, known := d.host.cfg.Mesh.Record(d.id)
+	for {
+		h, err := d.tryBecome(ctx, how, &rec, &known)
+		if err == nil {
+			h.serve()
+			return nil
+		}
+		if !surprising(err) {
+			return err
+		}
+		d.host.cfg.Log.Info("attach, once more", "disk", d.Name(), "why", err)
+		known = false
+		if pause = min(2*pause, maxAttachPause); !sleep(ctx, pause/2+rand.N(pause/2)) {
+			return fmt.Errorf("%w: last attempt: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// surprise is an error after which a takeover begins again.
+type surprise struct{ err error }
+
+func (s *surprise) Error() string { return s.err.Error() }
+func (s *surprise) Unwrap() error { return s.err }
+
+func surprising(err error) bool {
+	s := (*surprise)(nil)
+	return errors.As(err, &s)
+}
+
+// tryBecome is one attempt: T1 and T2 of the protocol here, the rest in recover. rec is the newest record seen.
+func (d *Disk) tryBecome(ctx context.Context, how claiming, rec *crdt.Record, known *bool) (*holding, error) {
+	if !*known {
+		var err error
+		if *rec, err = d.readCell(ctx); err != nil {
+			return nil, err
+		}
+		*known = true
+	}
+	if rec.Phase == crdt.PhaseDeleted {
+		return nil, fmt.Errorf("it is deleted: %w", ukai.ErrNotFound)
+	}
+	if err := d.clear(ctx, how, rec); err != nil {
+		return nil, err
+	}
+	claim := cell.Claim{Node: d.host.cfg.Node, Nonce: ukai.NewNonce(), After: rec.Epoch}
+	claimed, err := d.settled(ctx, claim)
+	switch {
+	case errors.Is(err, ukai.ErrRejected):
+		if claimed.Version > 0 {
+			*rec = claimed
+		} else {
+			*known = false
+		}
+		return nil, d.another(ctx, how, *rec, err)
+	case err != nil:
+		return nil, err
+	}
+	*rec = claimed
+	h := newHolding(d, claimed)
+	if err := h.recover(ctx); err != nil {
+		h.close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// another decides what a refused claim means: the disk was changed since it was looked at.
+func (d *Disk) another(ctx context.Context, how claiming, rec crdt.Record, err error) error {
+	if rec.Phase == crdt.PhaseDeleted {
+		return fmt.Errorf("it is deleted: %w", ukai.ErrNotFound)
+	}
+	if how == claimIfFree && rec.Phase != crdt.PhaseReleased && rec.Holder != d.host.cfg.Node {
+		return d.heldBy(rec.Holder)
+	}
+	return &surprise{err}
+}
+
+func (d *Disk) heldBy(node ukai.NodeID) error {
+	return &ukai.HeldError{Node: node, Name: d.host.cfg.Mesh.NodeName(node)}
+}
+
+// clear returns nil if the disk may be claimed: nobody holds it, or its holder has let go, or is dead, or force is used.
+// It may replace rec by a newer record.
+func (d *Disk) clear(ctx context.Context, how claiming, rec *crdt.Record) error {
+	if rec.Phase == crdt.PhaseReleased || rec.Holder == d.host.cfg.Node || rec.Holder.IsZero() {
+		return nil
+	}
+	err := d.heldBy(rec.Holder)
+	if how != claimIfFree {
+		err = d.askToYield(ctx, rec.Holder)
+	}
+	switch {
+	case err == nil, errors.Is(err, ukai.ErrNotAttached):
+		// It has let go, or does not know of holding it, as after a restart. The record we know may be old.
+		fresh, err := d.readCell(ctx)
+		if err != nil {
+			return err
+		}
+		if *rec, err = fresh, nil; rec.Phase == crdt.PhaseReleased || rec.Epoch == fresh.Epoch && rec.Holder == fresh.Holder {
+			return err
+		}
+		return &surprise{d.heldBy(fresh.Holder)}
+	case d.host.cfg.Mesh.Dead(*rec):
+		return nil
+	case how == claimForced:
+		return nil
+	case errors.Is(err, ukai.ErrHeld):
+		return err
+	}
+	return fmt.Errorf("%w, which does not answer (%w): if it is certainly gone, take the disk over", d.heldBy(rec.Holder), err)
+}
+
+// askToYield asks the holder to let go.
+func (d *Disk) askToYield(ctx context.Context, holder ukai.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, yieldFor+rttFactor*d.host.rtt(holder))
+	defer cancel()
+	_, err := d.host.cfg.Peers.Start(ctx, holder, &wire.Message{Kind: wire.KindYield, Disk: d.id}, nil).Wait(ctx)
+	return err
+}
+
+// readCell reads the committed record.
+func (d *Disk) readCell(ctx context.Context) (crdt.Record, error) {
+	return d.host.cfg.Cells.Propose(ctx, d.id, cell.Identity{})
+}
+
+// settled proposes a change until its outcome is known.
+func (d *Disk) settled(ctx context.Context, change cell.Change) (crdt.Record, error) {
+	rec, err := d.host.cfg.Cells.Propose(ctx, d.id, change)
+	if err == nil || errors.Is(err, ukai.ErrRejected) || errors.Is(err, ukai.ErrNoQuorum) {
+		return rec, err
+	}
+	for {
+		rec, again := d.readCell(ctx)
+		if again == nil {
+			if change.Done(rec) {
+				return rec, nil
+			}
+			return rec, fmt.Errorf("%v: %w: it did not come through", change, ukai.ErrRejected)
+		}
+		if !sleep(ctx, maxAttachPause) {
+			return rec, err
+		}
+	}
+}
+
+// recover carries a claimed disk to the point where it may be served: T3 to T7. Errors that another attempt may avoid
+// are surprises.
+func (h *holding) recover(ctx context.Context) error {
+	h.mu.Lock()
+	rec := h.sets.known
+	h.mu.Unlock()
+	t := newTakeover(rec, 0)
+	for _, m := range h.members {
+		if m.Node == h.host.cfg.Node {
+			t.prefer = m.Replica
+		}
+	}
+	if err := h.sealAll(ctx, t); err != nil {
+		return err
+	}
+	if err := t.freeze(); err != nil {
+		return &surprise{err}
+	}
+	for i := range rec.Groups {
+		if g := rec.Groups[i].ID; t.recovers(g) {
+			if err := h.recoverGroup(ctx, t, g); err != nil {
+				return &surprise{fmt.Errorf("recover: %w", err)}
+			}
+		}
+	}
+	if !rec.Clean {
+		if err := h.syncAll(ctx, t); err != nil {
+			return &surprise{fmt.Errorf("recover: %w", err)}
+		}
+	}
+	if until := t.leaseEnds(false); until > 0 {
+		if wait := until - h.host.cfg.Clock(); wait > 0 && !sleep(ctx, wait) {
+			return fmt.Errorf("waiting for the lease of the holder before: %w", context.Cause(ctx))
+		}
+	}
+	activate := cell.Activate{Epoch: h.epoch, Nonce: h.nonce, Version: rec.Version, InSync: t.replicas()}
+	active, err := h.d.settled(ctx, activate)
+	switch {
+	case errors.Is(err, ukai.ErrRejected):
+		return &surprise{err}
+	case err != nil:
+		return err
+	}
+	h.mu.Lock()
+	h.sets.resolve(active)
+	h.mu.Unlock()
+	return nil
+}
+
+// sealOutcome is what became of sealing one replica.
+type sealOutcome struct {
+	m     *member
+	reply sealReply
+	sent  time.Duration
+	err   error
+}
+
+// sealAll seals the in-sync replicas, as far as they answer in time.
+func (h *holding) sealAll(ctx context.Context, t *takeover) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	outcomes := make(chan sealOutcome, len(h.members))
+	h.mu.Lock()
+	for _, m := range h.members {
+		h.goLocked(func() { outcomes <- h.sealOne(ctx, m, t) })
+	}
+	h.mu.Unlock()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := h.host.cfg.Clock()
+		until, more := t.wait(now)
+		if !more {
+			return nil
+		}
+		timer.Reset(min(until-now, sealWait))
+		select {
+		case o := <-outcomes:
+			switch fenced := (*ukai.FencedError)(nil); {
+			case o.err == nil:
+				t.onSealed(h.host.cfg.Clock(), o.sent, o.m.Member, o.reply)
+				h.mu.Lock()
+				h.lease.confirm(o.m.Replica, o.sent)
+				h.mu.Unlock()
+			case errors.As(o.err, &fenced) && fenced.Epoch > h.epoch:
+				return &surprise{o.err}
+			default:
+				t.onLost(o.m.Member, o.err)
+			}
+		case <-timer.C:
+		case <-ctx.Done():
+			if err := t.uncovered(); err != nil {
+				return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			}
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// sealOne seals one replica, again and again while it cannot be reached.
+func (h *holding) sealOne(ctx context.Context, m *member, t *takeover) sealOutcome {
+	req := sealRequest{Nonce: h.nonce, Version: t.rec.Version, Size: t.rec.Size}
+	if m.Node == h.host.cfg.Node {
+		local, err := h.host.cfg.Replicas.Open(ctx, h.d.id, m.Replica)
+		if err != nil {
+			return sealOutcome{m: m, err: m.named(err)}
+		}
+		m.local = local
+	}
+	for {
+		sent := h.host.cfg.Clock()
+		try, cancel := context.WithTimeout(ctx, sealWait)
+		reply, err := m.seal(try, req)
+		cancel()
+		if err == nil || !transient(err) || !sleep(ctx, minMendPause) {
+			return sealOutcome{m: m, reply: reply, sent: sent, err: err}
+		}
+	}
+}
+
+// syncAll makes the sealed replicas durable.
+func (h *holding) syncAll(ctx context.Context, t *takeover) error {
+	var all errgroup.Group
+	for r := range t.sealed {
+		all.Go(func() error { return h.members[r].sync(ctx) })
+	}
+	return all.Wait()
+}
+
+// serve begins to answer the guest.
+func (h *holding) serve() {
+	h.mu.Lock()
+	h.serving = true
+	// The replicas are equal and durable as of now: nothing older than this epoch is suspect any more. It may be said
+	// only now that the activation is committed.
+	h.stable = ukai.BlockStamp{Epoch: h.epoch}
+	h.size = h.sets.known.Size
+	h.checked = h.host.cfg.Clock()
+	h.rebuild()
+	h.mu.Unlock()
+	h.d.holding.Store(h)
+	h.host.heartbeat([]*holding{h})
+	h.host.cfg.Log.Info("attached", "disk", h.d.Name(), "epoch", h.epoch)
+}

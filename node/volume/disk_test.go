@@ -1,0 +1,95 @@
+package volume
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+)
+
+func TestWritesAreOnEveryReplicaWhenTheyReturn(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		data := fill(4096, 0xaa)
+		w.write(0, 8192, data)
+		for n := range 2 {
+			if got := w.nodes[n].raw(8192, 4096); !bytes.Equal(got, data) {
+				t.Errorf("n%d does not have the write", n)
+			}
+		}
+		w.wantRead(0, 8192, data)
+		w.detach(0)
+		if rec := w.cells.record(); rec.Phase != crdt.PhaseReleased {
+			t.Errorf("phase %v after the last detach", rec.Phase)
+		}
+	})
+}
+
+func TestHolderWithoutAReplicaReadsAndWritesAcrossBlocks(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		data := fill(1<<20, 0x5c)
+		w.write(2, testBlock/2, data)
+		w.wantRead(2, testBlock/2, data)
+		w.flush(2)
+		w.detach(2)
+		w.attach(0)
+		w.wantRead(0, testBlock/2, data)
+		w.wantEqual()
+	})
+}
+
+func TestKilledReplicaIsDroppedWithinASecond(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.nodes[1].kill()
+		begin := time.Now()
+		w.write(0, 0, fill(4096, 2))
+		if pause := time.Since(begin); pause > time.Second {
+			t.Errorf("the write took %v", pause)
+		}
+		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
+			t.Errorf("in sync: %v", in)
+		}
+		w.nodes[1].restart(false)
+		w.write(0, 0, fill(4096, 3))
+		time.Sleep(10 * time.Second)
+		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
+			t.Errorf("in sync without a resync: %v", in)
+		}
+	})
+}
+
+func TestFrozenReplicaIsDroppedWithinThreeSeconds(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.nodes[1].freeze()
+		begin := time.Now()
+		w.write(0, 0, fill(4096, 2))
+		if pause := time.Since(begin); pause > 3*time.Second {
+			t.Errorf("the write took %v", pause)
+		}
+		w.wantRead(0, 0, fill(4096, 2))
+		w.nodes[1].thaw()
+	})
+}
+
+func TestAttachIsRefusedWhileAnotherNodeHasAttached(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		err := w.d(1).Attach(w.t.Context())
+		held := (*ukai.HeldError)(nil)
+		if !errors.As(err, &held) || held.Node != w.nodes[0].id {
+			t.Fatalf("attach: %v", err)
+		}
+		w.detach(0)
+		w.attach(1)
+		w.write(1, 0, fill(512, 7))
+		w.wantRead(0, 0, fill(512, 7)) // forwarded
+	})
+}

@@ -1,0 +1,56 @@
+package volume
+
+import (
+	"context"
+	"time"
+
+	"ukai/node/wire"
+)
+
+// flush returns after everything acknowledged before it is on stable storage on every replica that may be in sync. Each
+// replica answers within a session of the incarnation that was sealed, so a machine that restarted, and lost what it had
+// in memory, cannot vouch for it.
+func (h *holding) flush(ctx context.Context) error {
+	if !h.dirty.Load() && h.flushing.Load() == 0 {
+		return h.err() // nothing acknowledged since the last flush that succeeded
+	}
+	h.flushing.Add(1)
+	h.dirty.Store(false)
+	err := h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
+	if err != nil {
+		h.dirty.Store(true) // before flushing, or adopt could see neither
+	}
+	h.flushing.Add(-1)
+	return err
+}
+
+// checkpoint makes all writes so far durable everywhere and lets the heartbeats announce it.
+func (h *holding) checkpoint(ctx context.Context) error {
+	old := h.check.Load()
+	blocks := uint64((h.view.Load().layout.size + h.view.Load().layout.blockSize - 1) / h.view.Load().layout.blockSize)
+	h.check.Store(newCheck(h.epoch, old.stamp.Check+1, blocks))
+	h.mu.Lock()
+	h.checked = h.host.cfg.Clock()
+	h.mu.Unlock()
+	select {
+	case <-old.writes.close():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if old.touched.count.Load() > 0 {
+		h.dirty.Store(true) // also what was written without being acknowledged becomes stable
+	}
+	if err := h.flush(ctx); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stable.Less(old.stamp) {
+		h.stable = old.stamp
+	}
+	return nil
+}
+
+// announceFor is how long a release waits for the replicas to take over the last stable stamp. It may be lost: then a
+// later recovery only looks at more blocks.
+const announceFor = time.Second

@@ -1,0 +1,188 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/wire"
+)
+
+// What a forwarded request asks for, in its Session.
+const (
+	forwardRead = 0
+	forwardData = seekData
+	forwardHole = seekHole
+)
+
+// forwardPatience is how long a read looks for somebody who can answer it while the holder changes or does not answer.
+const forwardPatience = 10 * time.Second
+
+// maxForwards bounds the requests of other nodes that run here; more are refused with ukai.ErrOverloaded.
+const maxForwards = 1024
+
+// anywhere reads: here if this node holds the disk or nobody does, else through the holder.
+func (d *Disk) anywhere(ctx context.Context, here func(*holding) error, there func(ctx context.Context, holder ukai.NodeID) error) error {
+	if h := d.holding.Load(); h != nil || d.users() > 0 {
+		h, err := d.enter(ctx)
+		if err == nil {
+			defer h.ops.leave()
+			return here(h)
+		}
+		if !errors.Is(err, ukai.ErrHeld) {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, forwardPatience, fmt.Errorf("no holder answered within %v: %w", forwardPatience, ukai.ErrTimeout))
+	defer cancel()
+	pause := minAttachPause
+	holder := ukai.NodeID{}
+	if rec, ok := d.host.cfg.Mesh.Record(d.id); ok && (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering) && rec.Holder != d.host.cfg.Node {
+		holder = rec.Holder
+	}
+	for {
+		var err error
+		if !holder.IsZero() {
+			if err = there(ctx, holder); err == nil || !d.elsewhere(err) {
+				return err
+			}
+		}
+		h, again := d.enter(ctx)
+		if again == nil {
+			defer h.ops.leave()
+			return here(h)
+		}
+		held := (*ukai.HeldError)(nil)
+		if !errors.As(again, &held) {
+			return again
+		}
+		if err == nil && held.Node != holder {
+			holder = held.Node // go there at once
+			continue
+		}
+		holder = held.Node
+		if err == nil {
+			err = again
+		}
+		if pause = min(2*pause, maxAttachPause); !sleep(ctx, pause/2+rand.N(pause/2)) {
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// elsewhere says whether an error of the holder's node means that somebody else should be asked, or it again later.
+func (d *Disk) elsewhere(err error) bool {
+	return errors.Is(err, ukai.ErrNotAttached) || errors.Is(err, ukai.ErrFenced) || transient(err)
+}
+
+// forward sends a request to the holder's node.
+func (d *Disk) forward(ctx context.Context, holder ukai.NodeID, what uint32, off int64, p []byte) (wire.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, forwardPatience/2)
+	defer cancel()
+	m := wire.Message{Kind: wire.KindForward, Disk: d.id, Session: what, Offset: off, Count: uint32(len(p))}
+	reply, err := d.host.cfg.Peers.Start(ctx, holder, &m, p).Wait(ctx)
+	if err != nil {
+		return reply, d.host.nodeError(holder, err)
+	}
+	return reply, nil
+}
+
+func (d *Disk) forwardRead(ctx context.Context, holder ukai.NodeID, p []byte, off int64) error {
+	for len(p) > 0 {
+		part := p[:min(len(p), ukai.MaxIO)]
+		reply, err := d.forward(ctx, holder, forwardRead, off, part)
+		if err != nil {
+			return err
+		}
+		if len(reply.Payload) != len(part) {
+			return d.host.nodeError(holder, fmt.Errorf("read of %d bytes returned %d: %w", len(part), len(reply.Payload), ukai.ErrCorrupt))
+		}
+		if &reply.Payload[0] != &part[0] {
+			copy(part, reply.Payload)
+		}
+		p, off = p[len(part):], off+int64(len(part))
+	}
+	return nil
+}
+
+func (d *Disk) forwardSeek(ctx context.Context, holder ukai.NodeID, off int64, what uint32) (int64, error) {
+	reply, err := d.forward(ctx, holder, what, off, nil)
+	return reply.Offset, err
+}
+
+// Serve answers requests of other nodes to this one as a holder: Forward and Yield. It does not block.
+func (h *Host) Serve(r *wire.Request) { h.serve(wireRequest{r}) }
+
+func (h *Host) serve(r request) {
+	m := r.message()
+	if h.forwards.Add(1) > maxForwards {
+		h.forwards.Add(-1)
+		r.reply(wire.Reply{}, fmt.Errorf("%d requests run: %w", maxForwards, ukai.ErrOverloaded))
+		return
+	}
+	if !h.spawn(func() {
+		defer h.forwards.Add(-1)
+		reply, err := h.answer(r, m)
+		r.reply(reply, err)
+	}) {
+		h.forwards.Add(-1)
+		r.reply(wire.Reply{}, fmt.Errorf("node: %w", ukai.ErrNotAttached))
+	}
+}
+
+func (h *Host) answer(r request, m *wire.Message) (wire.Reply, error) {
+	h.mu.Lock()
+	d := h.disks[m.Disk]
+	h.mu.Unlock()
+	if d == nil {
+		return wire.Reply{}, fmt.Errorf("disk %v: %w", m.Disk, ukai.ErrNotAttached)
+	}
+	switch m.Kind {
+	case wire.KindYield:
+		ctx, cancel := context.WithTimeout(h.ctx, yieldPatience)
+		defer cancel()
+		return wire.Reply{}, d.yield(ctx)
+	case wire.KindForward:
+		return d.serveForward(r, m)
+	}
+	return wire.Reply{}, fmt.Errorf("request of kind %v to a holder: %w", m.Kind, ukai.ErrUnsupported)
+}
+
+// serveForward answers a read of another node, if this one serves the disk now.
+func (d *Disk) serveForward(r request, m *wire.Message) (wire.Reply, error) {
+	h := d.holding.Load()
+	if h == nil || !h.ops.enter() {
+		return wire.Reply{}, fmt.Errorf("disk %s: %w", d.Name(), ukai.ErrNotAttached)
+	}
+	defer h.ops.leave()
+	if err := h.err(); err != nil {
+		return wire.Reply{}, err
+	}
+	if !h.used.Load() {
+		h.used.Store(true)
+	}
+	ctx, cancel := context.WithTimeout(h.ctx, forwardPatience/2)
+	defer cancel()
+	switch m.Session {
+	case forwardRead:
+		if m.Count == 0 || m.Count > ukai.MaxIO {
+			return wire.Reply{}, fmt.Errorf("read of %d bytes: %w: 1 to %d", m.Count, ukai.ErrInvalid, ukai.MaxIO)
+		}
+		if err := d.check(m.Offset, int64(m.Count)); err != nil {
+			return wire.Reply{}, err
+		}
+		p := r.buffer(int(m.Count))
+		return wire.Reply{Payload: p}, h.read(ctx, p, m.Offset)
+	case forwardData, forwardHole:
+		if err := d.check(m.Offset, 0); err != nil {
+			return wire.Reply{}, err
+		}
+		off, err := h.seek(ctx, m.Offset, m.Session)
+		return wire.Reply{Offset: off}, err
+	}
+	return wire.Reply{}, fmt.Errorf("forwarded request %d: %w", m.Session, ukai.ErrUnsupported)
+}

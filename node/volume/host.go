@@ -1,0 +1,403 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/cell"
+	"ukai/node/wire"
+)
+
+// Peers carries requests to other nodes. Start may wait for room in a named bound, until ctx ends; the message and its
+// payload are the caller's again when it returns.
+type Peers interface {
+	Start(ctx context.Context, to ukai.NodeID, m *wire.Message, into []byte) Call
+	// RTT is the measured round trip, if there is one.
+	RTT(to ukai.NodeID) (time.Duration, bool)
+}
+
+// Call is a request under way. When Wait has returned, the buffer for the reply is not touched any more; the end of ctx
+// makes it return soon.
+type Call interface {
+	Wait(ctx context.Context) (wire.Reply, error)
+	Done() <-chan struct{}
+}
+
+// Cells changes and reads quorum records. Errors are those of cell.Propose: ukai.ErrRejected with the record that was
+// found, ukai.ErrNoQuorum if the change certainly did not take effect, anything else leaves that in doubt.
+type Cells interface {
+	Propose(ctx context.Context, disk ukai.DiskID, change cell.Change) (crdt.Record, error)
+}
+
+// Mesh is what gossip knows. All of it may be old, and none of it is relied on for correctness.
+type Mesh interface {
+	// Record returns the last record of a disk that reached this node.
+	Record(disk ukai.DiskID) (crdt.Record, bool)
+	// Dead says whether a majority of the record's arbiters takes the holder's node for dead, so that it may be
+	// deposed without asking anyone.
+	Dead(rec crdt.Record) bool
+	// NodeName returns a node's name, "" if it is not known.
+	NodeName(id ukai.NodeID) string
+}
+
+// Config is what a Host needs to know.
+type Config struct {
+	Node     ukai.NodeID
+	Peers    Peers
+	Cells    Cells
+	Mesh     Mesh
+	Replicas *Replicas    // this node's own
+	Log      *slog.Logger // default: discard
+
+	// Clock is the time since some moment, and goes on while the machine is suspended: leases depend on it. Default:
+	// CLOCK_BOOTTIME.
+	Clock func() time.Duration
+	// AttachTimeout bounds an attach whose context has no deadline. Default 30 s.
+	AttachTimeout time.Duration
+	// LossLimit is how long I/O on a disk with OnLoss = Error waits for lost replicas or arbiters. Default 20 s: below
+	// the 30 s after which guests give up.
+	LossLimit time.Duration
+	// Linger is how long a disk that is used without Attach stays held after its last use. Default 2 s.
+	Linger time.Duration
+	// MaxInflight bounds the bytes of reads and writes that run on one disk; more wait. Default 64 MiB.
+	MaxInflight int64
+}
+
+// Times of the holder's side that are not part of the protocol. RTTs are added to them, so that slow is not dead.
+const (
+	tickEvery = 250 * time.Millisecond
+	// suspectAfter is the age of an unanswered request at which its node is probed.
+	suspectAfter = 2 // ticks
+	// silentAfter is how long a node may leave a heartbeat unanswered before the requests it owes are given up and a new
+	// session is tried; idleSilentAfter the same when it owes none.
+	silentAfter     = 600 * time.Millisecond
+	idleSilentAfter = 3 * time.Second
+	// slowAfter is the age at which a request is given up though its node is alive: its disk hangs.
+	slowAfter = 8 * time.Second / tickEvery // ticks
+	// reconnectFor is how long a lost replica is greeted before it is dropped from the in-sync set.
+	reconnectFor = 500 * time.Millisecond
+	// rttFactor is how many round trips each of these is lengthened by.
+	rttFactor = 4
+
+	heartbeatTicks = int(heartbeatEvery / tickEvery)
+)
+
+// Host is the holder's side of a node: the disks it has open, and what they share - heartbeats to the nodes with their
+// replicas, and one clock tick for them all.
+type Host struct {
+	cfg    Config
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+	gone   context.Context // already over: waiting under it takes a call back
+
+	mu      sync.Mutex
+	closed  bool // no disk is attached any more
+	stopped bool // no goroutine is started any more
+	disks   map[ukai.DiskID]*Disk
+	peers   map[ukai.NodeID]*peer
+
+	forwards atomic.Int64
+}
+
+// NewHost starts the holder's side. Close it before Replicas.
+func NewHost(cfg Config) *Host {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = bootTime
+	}
+	cfg.AttachTimeout = defaultTo(cfg.AttachTimeout, 30*time.Second)
+	cfg.LossLimit = defaultTo(cfg.LossLimit, 20*time.Second)
+	cfg.Linger = defaultTo(cfg.Linger, 2*time.Second)
+	if cfg.MaxInflight <= 0 {
+		cfg.MaxInflight = 64 << 20
+	}
+	h := &Host{cfg: cfg, disks: make(map[ukai.DiskID]*Disk), peers: make(map[ukai.NodeID]*peer)}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	h.gone = gone
+	h.work.Go(h.pulse)
+	return h
+}
+
+func defaultTo(d, otherwise time.Duration) time.Duration {
+	if d <= 0 {
+		return otherwise
+	}
+	return d
+}
+
+// bootTime reads CLOCK_BOOTTIME. Go's own clock stands still while the machine is suspended, and a host that wakes up
+// would take an old lease for a fresh one.
+func bootTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(err) // only if the kernel has no such clock; Linux has had it since 2.6.39
+	}
+	return time.Duration(ts.Nano())
+}
+
+// Disk returns a disk as this node sees it. It is made without asking anyone: what is wrong with it shows at its use.
+func (h *Host) Disk(id ukai.DiskID, name string) *Disk {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	d := h.disks[id]
+	if d == nil {
+		d = newDisk(h, id)
+		h.disks[id] = d
+	}
+	if name != "" {
+		d.name.Store(&name)
+	}
+	return d
+}
+
+// Forget drops a disk that is not held: a deleted one.
+func (h *Host) Forget(id ukai.DiskID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d := h.disks[id]; d != nil && d.holding.Load() == nil {
+		delete(h.disks, id)
+	}
+}
+
+// Observe tells the host of a committed record that has reached this node. If it shows that a disk has a newer holder,
+// this one stops at once instead of at its next refused request.
+func (h *Host) Observe(rec crdt.Record) {
+	h.mu.Lock()
+	d := h.disks[rec.Disk]
+	h.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if held := d.holding.Load(); held != nil && rec.Epoch > held.epoch {
+		held.fenced(rec.Epoch)
+	}
+}
+
+// Close releases every disk, as far as that is possible before ctx ends, and stops.
+func (h *Host) Close(ctx context.Context) error {
+	h.mu.Lock()
+	h.closed = true
+	disks := make([]*Disk, 0, len(h.disks))
+	for _, d := range h.disks {
+		disks = append(disks, d)
+	}
+	h.mu.Unlock()
+	errs := make([]error, len(disks))
+	var all sync.WaitGroup
+	for i, d := range disks {
+		all.Go(func() { errs[i] = d.shut(ctx) })
+	}
+	all.Wait()
+	h.mu.Lock()
+	h.stopped = true
+	h.mu.Unlock()
+	h.cancel()
+	h.work.Wait()
+	return joined(errs)
+}
+
+// joined is errors.Join on one line.
+func joined(errs []error) error {
+	var out error
+	for _, err := range errs {
+		switch {
+		case err == nil:
+		case out == nil:
+			out = err
+		default:
+			out = fmt.Errorf("%w; %w", out, err)
+		}
+	}
+	return out
+}
+
+// spawn runs f in a goroutine that Close waits for. It says whether it did: not after Close.
+func (h *Host) spawn(f func()) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopped {
+		return false
+	}
+	h.work.Go(f)
+	return true
+}
+
+// holdings returns the disks held now.
+func (h *Host) holdings() []*holding {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []*holding
+	for _, d := range h.disks {
+		if held := d.holding.Load(); held != nil {
+			all = append(all, held)
+		}
+	}
+	return all
+}
+
+// pulse is the host's one timer.
+func (h *Host) pulse() {
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		all := h.holdings()
+		if n%heartbeatTicks == 0 {
+			h.heartbeat(all)
+		}
+		for _, held := range all {
+			held.tick()
+		}
+	}
+}
+
+func (h *Host) nodeError(id ukai.NodeID, err error) error {
+	return &ukai.NodeError{Node: id, Name: h.cfg.Mesh.NodeName(id), Err: err}
+}
+
+// rtt returns the measured round trip to a node, 0 if there is none yet.
+func (h *Host) rtt(id ukai.NodeID) time.Duration {
+	d, ok := h.cfg.Peers.RTT(id)
+	if !ok {
+		return 0
+	}
+	return d
+}
+
+// peer is what the disks held here know together about a node with replicas of theirs.
+type peer struct {
+	unanswered []time.Duration // when the heartbeats were sent that have not been answered, oldest first
+}
+
+// maxUnanswered bounds the heartbeats under way to one node.
+const maxUnanswered = 8
+
+// silence returns for how long the oldest unanswered heartbeat has been waiting, 0 if there is none.
+func (h *Host) silence(node ukai.NodeID, now time.Duration) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.peers[node]; p != nil && len(p.unanswered) > 0 {
+		return max(now-p.unanswered[0], 1)
+	}
+	return 0
+}
+
+// heartbeat sends one heartbeat to each node with replicas of the given disks.
+func (h *Host) heartbeat(all []*holding) {
+	beats := make(map[ukai.NodeID][]pendingBeat)
+	for _, held := range all {
+		if held.err() != nil {
+			continue
+		}
+		for _, m := range held.view.Load().all {
+			if m.local == nil {
+				beats[m.Node] = append(beats[m.Node], m.beat())
+			}
+		}
+	}
+	for node, list := range beats {
+		for part := range slices.Chunk(list, maxBeats) {
+			h.send(node, part)
+		}
+	}
+}
+
+// pendingBeat is one replica's part of a heartbeat under way.
+type pendingBeat struct {
+	m *member
+	beat
+}
+
+// probe makes sure that a heartbeat to a node is under way.
+func (h *Host) probe(node ukai.NodeID, m *member) {
+	if h.silence(node, h.cfg.Clock()) == 0 {
+		h.send(node, []pendingBeat{m.beat()})
+	}
+}
+
+func (h *Host) send(node ukai.NodeID, list []pendingBeat) {
+	sent := h.cfg.Clock()
+	h.mu.Lock()
+	p := h.peers[node]
+	if p == nil {
+		p = new(peer)
+		h.peers[node] = p
+	}
+	if len(p.unanswered) >= maxUnanswered {
+		h.mu.Unlock()
+		return
+	}
+	p.unanswered = append(p.unanswered, sent)
+	h.mu.Unlock()
+	if !h.spawn(func() { h.carry(node, sent, list) }) {
+		h.answered(node, sent)
+	}
+}
+
+// carry sends one heartbeat and takes in the answer.
+func (h *Host) carry(node ukai.NodeID, sent time.Duration, list []pendingBeat) {
+	ctx, cancel := context.WithTimeout(h.ctx, leaseTime)
+	defer cancel()
+	hb := heartbeat{Beats: make([]beat, len(list))}
+	for i := range list {
+		hb.Beats[i] = list[i].beat
+	}
+	m := wire.Message{Kind: wire.KindHeartbeat, Payload: encode(hb)}
+	reply, err := h.cfg.Peers.Start(ctx, node, &m, nil).Wait(ctx)
+	var out heartbeatReply
+	if err == nil {
+		out, err = decodeHeartbeatReply(reply.Payload, len(list))
+	}
+	if err != nil {
+		h.unanswered(node, sent)
+		return
+	}
+	h.answered(node, sent)
+	exceptions := make(map[int]exception, len(out.Exceptions))
+	for _, e := range out.Exceptions {
+		exceptions[e.At] = e
+	}
+	for i, b := range list {
+		if e, ok := exceptions[i]; ok {
+			b.m.refused(e)
+		} else {
+			b.m.confirmed(sent)
+		}
+	}
+}
+
+// answered notes that a node answered a heartbeat, and thereby all that were sent before it.
+func (h *Host) answered(node ukai.NodeID, sent time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.peers[node]
+	p.unanswered = slices.DeleteFunc(p.unanswered, func(s time.Duration) bool { return s <= sent })
+}
+
+// unanswered ends a heartbeat that failed. The oldest one stays noted: the node has been silent since.
+func (h *Host) unanswered(node ukai.NodeID, sent time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.peers[node]
+	if i := slices.Index(p.unanswered, sent); i > 0 {
+		p.unanswered = slices.Delete(p.unanswered, i, i+1)
+	}
+}

@@ -1,0 +1,308 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"ukai"
+	"ukai/node/store"
+	"ukai/node/wire"
+)
+
+// hosted is one open replica of this node behind its fence. The holder on this node calls it directly; others through
+// Replicas.Serve.
+type hosted struct {
+	rs   *Replicas
+	key  replicaKey
+	data store.Replica
+
+	admitted atomic.Pointer[admission]
+	control  chan struct{} // lock of 1 around seal, hello and shut, which wait and do I/O
+}
+
+// admission is the fence in force and the operations that run under it.
+type admission struct {
+	fence
+	ops *gate
+}
+
+func newHosted(rs *Replicas, key replicaKey, data store.Replica) *hosted {
+	h := &hosted{rs: rs, key: key, data: data, control: make(chan struct{}, 1)}
+	h.admitted.Store(&admission{fence{epoch: data.Header().Fence}, newGate()})
+	return h
+}
+
+// enter admits one operation. If it returns no error, leave of what it returns must follow.
+func (h *hosted) enter(epoch ukai.Epoch, session uint32) (*gate, error) {
+	a := h.admitted.Load()
+	if err := a.admits(epoch, session); err != nil {
+		return nil, err
+	}
+	if !a.ops.enter() {
+		// Drained for a newer fence since we looked.
+		return nil, &ukai.FencedError{Epoch: h.admitted.Load().epoch}
+	}
+	return a.ops, nil
+}
+
+// advance puts another fence in force: until drained and ready has returned, nothing is admitted at all, then what the
+// new fence says. The caller holds control.
+func (h *hosted) advance(next fence, ready func() error) error {
+	old := h.admitted.Load()
+	// No session: operations of the old fence are refused from here on, and none of the new one has begun.
+	h.admitted.Store(&admission{fence{epoch: next.epoch}, newGate()})
+	<-old.ops.close()
+	if err := ready(); err != nil {
+		return err
+	}
+	h.admitted.Store(&admission{next, newGate()})
+	return nil
+}
+
+func (h *hosted) lock(ctx context.Context) error {
+	select {
+	case h.control <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// seal gives the replica to the holder of an epoch. Operations of older epochs have finished, and the fence is durable,
+// when it returns.
+func (h *hosted) seal(ctx context.Context, epoch ukai.Epoch, req sealRequest) (sealReply, error) {
+	if err := h.lock(ctx); err != nil {
+		return sealReply{}, err
+	}
+	defer func() { <-h.control }()
+	if h.data.Header().State == store.StateRetired {
+		return sealReply{}, fmt.Errorf("replica %v is retired: %w", h.key.replica, ukai.ErrNotFound)
+	}
+	switch f := h.admitted.Load().fence; f.onSeal(epoch) {
+	case sealRefuse:
+		return sealReply{}, &ukai.FencedError{Epoch: f.epoch}
+	case sealAdvance:
+		if err := h.advance(fence{epoch, 1}, func() error { return h.data.SetFence(ctx, epoch) }); err != nil {
+			return sealReply{}, err
+		}
+	}
+	if req.Size > h.data.Size() {
+		if err := h.data.Resize(ctx, req.Size); err != nil {
+			return sealReply{}, err
+		}
+	}
+	if err := h.data.SetVersion(req.Version); err != nil {
+		return sealReply{}, err
+	}
+	header := h.data.Header()
+	reply := sealReply{
+		Incarnation: h.rs.cfg.Store.Incarnation(), Unclean: header.Unclean, Stable: header.Stable,
+		Session: h.admitted.Load().session,
+	}
+	if space, err := h.rs.cfg.Store.Space(); err == nil { // only for display: a seal does not fail for want of it
+		reply.Free = space.Free
+	}
+	return reply, nil
+}
+
+// hello begins a new session of the epoch that owns the replica. Operations of older sessions have finished when it
+// returns, so that what the holder sends again cannot be overtaken by its first sending.
+func (h *hosted) hello(ctx context.Context, epoch ukai.Epoch, session uint32, sealed ukai.Incarnation) error {
+	if err := h.lock(ctx); err != nil {
+		return err
+	}
+	defer func() { <-h.control }()
+	if err := h.admitted.Load().onHello(epoch, session, sealed, h.rs.cfg.Store.Incarnation()); err != nil {
+		return err
+	}
+	return h.advance(fence{epoch, session}, func() error { return nil })
+}
+
+// shut admits nothing more, waits for what runs, and closes the replica.
+func (h *hosted) shut(ctx context.Context) error {
+	if err := h.lock(ctx); err != nil {
+		return err
+	}
+	defer func() { <-h.control }()
+	return h.advance(fence{epoch: h.admitted.Load().epoch}, h.data.Close)
+}
+
+// beat confirms a holder's epoch and takes over its stable stamp.
+func (h *hosted) beat(b beat) error {
+	a := h.admitted.Load()
+	confirm, stable := a.onHeartbeat(b.Epoch, b.Session)
+	if !confirm {
+		return &ukai.FencedError{Epoch: a.epoch}
+	}
+	if b.Stable == (ukai.BlockStamp{}) || !stable {
+		return nil
+	}
+	if header := h.data.Header(); !header.Stable.Less(b.Stable) && !header.Unclean {
+		return nil
+	}
+	if !a.ops.enter() {
+		return nil // being sealed or greeted: the next heartbeat tells
+	}
+	defer a.ops.leave()
+	return h.data.SetStable(b.Stable, true)
+}
+
+// raised says whether a write needs no stamp raised, so that it will not wait for stable storage.
+func (h *hosted) raised(m *wire.Message) bool {
+	s, ok := h.data.Stamp(ukai.Index(m.Offset / int64(h.data.BlockSize())))
+	return ok && !s.Less(m.Stamp) && m.Offset/int64(h.data.BlockSize()) == (m.Offset+max(int64(len(m.Payload)), 1)-1)/int64(h.data.BlockSize())
+}
+
+// raise makes the stamps of all blocks of a range at least s, durably. It comes before the data may change: after a
+// power cut a block without the newer stamp would be taken as equal on all replicas.
+func (h *hosted) raise(ctx context.Context, off, n int64, s ukai.BlockStamp) error {
+	size := int64(h.data.BlockSize())
+	return h.data.Raise(ctx, ukai.Index(off/size), ukai.Index((off+max(n, 1)-1)/size), s)
+}
+
+func (h *hosted) check(what string, off, n int64) error {
+	if off < 0 || n < 0 || off > h.data.Size()-n {
+		return fmt.Errorf("%s of %d bytes at %d: %w: the replica has %d bytes", what, n, off, ukai.ErrInvalid, h.data.Size())
+	}
+	return nil
+}
+
+func (h *hosted) read(epoch ukai.Epoch, session uint32, p []byte, off int64) error {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return err
+	}
+	defer ops.leave()
+	if err := h.check("read", off, int64(len(p))); err != nil {
+		return err
+	}
+	return h.data.ReadAt(p, off)
+}
+
+// write applies p at off after the stamps have been raised. An empty p only raises the stamp of the block at off.
+func (h *hosted) write(ctx context.Context, epoch ukai.Epoch, session uint32, p []byte, off int64, s ukai.BlockStamp) error {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return err
+	}
+	defer ops.leave()
+	if err := h.check("write", off, int64(len(p))); err != nil {
+		return err
+	}
+	if err := h.raise(ctx, off, int64(len(p)), s); err != nil || len(p) == 0 {
+		return err
+	}
+	return h.data.WriteAt(p, off)
+}
+
+// clear makes a range read as zeros: a write that leaves a stamp and, with discard, a hole.
+func (h *hosted) clear(ctx context.Context, epoch ukai.Epoch, session uint32, off, n int64, s ukai.BlockStamp, discard bool) error {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return err
+	}
+	defer ops.leave()
+	if err := h.check("clear", off, n); err != nil {
+		return err
+	}
+	if err := h.raise(ctx, off, n, s); err != nil {
+		return err
+	}
+	if discard {
+		return h.data.Discard(off, n)
+	}
+	return h.data.Zero(off, n)
+}
+
+func (h *hosted) flush(ctx context.Context, epoch ukai.Epoch, session uint32) error {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return err
+	}
+	defer ops.leave()
+	return h.data.Sync(ctx)
+}
+
+// resize grows the replica. A smaller size is not this operation's: see the protocol, 5.5.
+func (h *hosted) resize(ctx context.Context, epoch ukai.Epoch, session uint32, size int64) error {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return err
+	}
+	defer ops.leave()
+	if size <= h.data.Size() {
+		return nil
+	}
+	return h.data.Resize(ctx, size)
+}
+
+// What a status request about a replica asks for, in its Count.
+const (
+	seekData = 1
+	seekHole = 2
+)
+
+func (h *hosted) next(epoch ukai.Epoch, session uint32, off int64, hole bool) (int64, error) {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return 0, err
+	}
+	defer ops.leave()
+	if err := h.check("seek", off, 0); err != nil {
+		return 0, err
+	}
+	if hole {
+		return h.data.NextHole(off)
+	}
+	return h.data.NextData(off)
+}
+
+// suspects lists, encoded, the blocks from first on whose stamp is newer than a given one. If more is true the list goes
+// on at next.
+func (h *hosted) suspects(epoch ukai.Epoch, session uint32, than ukai.BlockStamp, first ukai.Index) (list []byte, next ukai.Index, more bool, err error) {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	defer ops.leave()
+	for _, b := range h.data.Newer(than) {
+		if b.Index < first {
+			continue
+		}
+		if len(list) == maxSuspects*suspectBytes {
+			return list, b.Index, true, nil
+		}
+		list = appendSuspect(list, suspect{index: b.Index, stamp: b.Stamp})
+	}
+	return list, 0, false, nil
+}
+
+// maxHashed is the longest range hashed for one request.
+const maxHashed = 4 << 20
+
+// hash returns the hashes of the chunks of a range that begins at a chunk's border.
+func (h *hosted) hash(epoch ukai.Epoch, session uint32, off, n int64) ([]byte, error) {
+	ops, err := h.enter(epoch, session)
+	if err != nil {
+		return nil, err
+	}
+	defer ops.leave()
+	if err := h.check("hash", off, n); err != nil {
+		return nil, err
+	}
+	if off%ukai.ChunkSize != 0 || n > maxHashed {
+		return nil, fmt.Errorf("hash of %d bytes at %d: %w: at most %d, from a multiple of %d", n, off, ukai.ErrInvalid, maxHashed, ukai.ChunkSize)
+	}
+	out := make([]byte, 0, (n+ukai.ChunkSize-1)/ukai.ChunkSize*int64(len(chunkHash{})))
+	chunk := make([]byte, min(n, ukai.ChunkSize))
+	for end := off + n; off < end; off += ukai.ChunkSize {
+		chunk = chunk[:min(ukai.ChunkSize, end-off)]
+		if err := h.data.ReadAt(chunk, off); err != nil {
+			return nil, err
+		}
+		sum := hashChunk(chunk)
+		out = append(out, sum[:]...)
+	}
+	return out, nil
+}

@@ -1,0 +1,218 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/crdt/codec"
+	"ukai/node/wire"
+)
+
+// member is a replica as the holder of one epoch sees it.
+type member struct {
+	h *holding
+	crdt.Member
+	local *hosted // if it is on this node
+
+	link    atomic.Pointer[link] // the session in use; nil while there is none
+	latency latency              // of reads
+
+	// Under h.mu:
+	incarnation ukai.Incarnation // that was sealed
+	session     uint32           // the last one tried
+	failure     error            // why there is no link
+	lasting     bool             // greeting it again will not help
+	dropFirst   bool             // it answers, but must leave the in-sync set before it is tried again
+	since       time.Duration    // when it failed
+	mending     bool
+}
+
+// link is one session at a replica. Its context ends when the session is given up, and with it every request of it.
+type link struct {
+	session uint32
+	ctx     context.Context
+	cancel  context.CancelFunc
+	ops     outstanding
+	flushes outstanding
+}
+
+// newLink puts a session in use. The caller holds h.mu.
+func (m *member) newLink(session uint32) {
+	l := &link{session: session}
+	l.ctx, l.cancel = context.WithCancel(m.h.ctx)
+	m.failure, m.lasting, m.dropFirst = nil, false, false
+	m.link.Store(l)
+}
+
+// ask sends one rare request to the replica, wherever it is, and waits for the answer.
+func (m *member) ask(ctx context.Context, session uint32, msg wire.Message, into []byte) (wire.Reply, error) {
+	msg.Disk, msg.Replica, msg.Epoch, msg.Session = m.h.d.id, m.Replica, m.h.epoch, session
+	if m.local != nil {
+		return m.h.host.cfg.Replicas.do(&msg, into)
+	}
+	reply, err := m.h.host.cfg.Peers.Start(ctx, m.Node, &msg, into).Wait(ctx)
+	return reply, m.named(err)
+}
+
+// named says of which node an error tells, unless it says so itself or is a matter of epochs.
+func (m *member) named(err error) error {
+	if err == nil || errors.Is(err, ukai.ErrFenced) {
+		return err
+	}
+	if named := (*ukai.NodeError)(nil); errors.As(err, &named) {
+		return err
+	}
+	return m.h.host.nodeError(m.Node, err)
+}
+
+// seal fences the replica at this epoch and begins a session.
+func (m *member) seal(ctx context.Context, req sealRequest) (sealReply, error) {
+	var reply sealReply
+	answer, err := m.ask(ctx, 0, wire.Message{Kind: wire.KindSeal, Payload: encode(req)}, nil)
+	if err != nil {
+		return reply, err
+	}
+	if err := codec.Unmarshal(answer.Payload, &reply); err != nil {
+		return reply, m.named(err)
+	}
+	m.h.mu.Lock()
+	m.incarnation, m.session = reply.Incarnation, max(m.session, reply.Session)
+	m.h.mu.Unlock()
+	if reply.Session == 0 { // sealed in this epoch before, and restarted since
+		return reply, m.greet(ctx)
+	}
+	m.h.mu.Lock()
+	m.newLink(reply.Session)
+	m.h.mu.Unlock()
+	return reply, nil
+}
+
+// greet begins the next session with the incarnation that was sealed.
+func (m *member) greet(ctx context.Context) error {
+	m.h.mu.Lock()
+	m.session++
+	session, incarnation := m.session, m.incarnation
+	m.h.mu.Unlock()
+	msg := wire.Message{Kind: wire.KindHello, Payload: encode(helloRequest{Incarnation: incarnation})}
+	if _, err := m.ask(ctx, session, msg, nil); err != nil {
+		return err
+	}
+	m.h.mu.Lock()
+	defer m.h.mu.Unlock()
+	m.newLink(session)
+	m.h.broadcast()
+	return nil
+}
+
+// lost gives up a session: its requests end, and if the replica is needed, somebody begins to mend it. err says why.
+func (m *member) lost(l *link, err error) {
+	h := m.h
+	if fenced := (*ukai.FencedError)(nil); errors.As(err, &fenced) && fenced.Epoch > h.epoch {
+		h.fenced(fenced.Epoch)
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m.link.Load() != l {
+		return // somebody was quicker
+	}
+	m.link.Store(nil)
+	l.cancel()
+	m.failure, m.since = m.named(err), h.host.cfg.Clock()
+	m.lasting = !transient(err) && !errors.Is(err, ukai.ErrFenced) && !errors.Is(err, ukai.ErrNoSpace)
+	m.dropFirst = m.lasting || errors.Is(err, ukai.ErrNoSpace)
+	h.broadcast()
+	if !m.mending {
+		m.mending = true
+		h.goLocked(m.mend)
+	}
+}
+
+// beat returns the replica's part of the next heartbeat.
+func (m *member) beat() pendingBeat {
+	b := beat{Disk: m.h.d.id, Replica: m.Replica, Epoch: m.h.epoch}
+	if l := m.link.Load(); l != nil {
+		b.Session = l.session
+		m.h.mu.Lock()
+		b.Stable = m.h.stable
+		m.h.mu.Unlock()
+	}
+	return pendingBeat{m: m, beat: b}
+}
+
+// confirmed notes that the replica still is at this epoch, as of a heartbeat sent at a given time.
+func (m *member) confirmed(sent time.Duration) {
+	m.h.mu.Lock()
+	defer m.h.mu.Unlock()
+	m.h.lease.confirm(m.Replica, sent)
+	m.h.renewLease()
+}
+
+// refused takes in that the replica did not confirm the epoch.
+func (m *member) refused(e exception) {
+	err := ukai.Sentinel(e.Code)
+	switch {
+	case err == nil:
+		err = fmt.Errorf("heartbeat refused with code %d", e.Code)
+	case errors.Is(err, ukai.ErrFenced):
+		err = &ukai.FencedError{Epoch: e.Now}
+	}
+	if l := m.link.Load(); l != nil {
+		m.lost(l, err)
+	}
+}
+
+// tick looks after the age of what the replica owes. It runs once per tick of the host.
+func (m *member) tick(now time.Duration) {
+	l := m.link.Load()
+	if l == nil || m.local != nil {
+		return
+	}
+	age := max(l.ops.advance(), l.flushes.advance())
+	if age >= suspectAfter {
+		m.h.host.probe(m.Node, m)
+	}
+	silence := m.h.host.silence(m.Node, now)
+	allowed := idleSilentAfter
+	if age >= 0 {
+		allowed = silentAfter
+	}
+	allowed += rttFactor * m.h.host.rtt(m.Node)
+	switch {
+	case silence > allowed && (age < 0 || age >= suspectAfter):
+		m.lost(l, fmt.Errorf("silent for %v: %w", silence.Round(time.Millisecond), ukai.ErrTimeout))
+	case age >= int(slowAfter):
+		m.lost(l, fmt.Errorf("a request is unanswered for %v: %w", time.Duration(age)*tickEvery, ukai.ErrTimeout))
+	}
+}
+
+// latency is a running estimate of how long a replica's reads take, as RFC 6298 keeps it of round trips.
+type latency struct {
+	mean, deviation atomic.Int64 // ns; losing one of two concurrent samples does no harm
+}
+
+func (e *latency) observe(d time.Duration) {
+	n, mean := int64(d), e.mean.Load()
+	if mean == 0 {
+		e.mean.Store(n)
+		e.deviation.Store(n / 2)
+		return
+	}
+	diff := n - mean
+	e.mean.Store(mean + diff/8)
+	if diff < 0 {
+		diff = -diff
+	}
+	dev := e.deviation.Load()
+	e.deviation.Store(dev + (diff-dev)/4)
+}
+
+// slow returns what only about one read in a hundred exceeds.
+func (e *latency) slow() time.Duration {
+	return time.Duration(e.mean.Load() + 4*e.deviation.Load())
+}

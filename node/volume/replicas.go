@@ -1,0 +1,332 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync/atomic"
+
+	"ukai"
+	"ukai/crdt/codec"
+	"ukai/node/store"
+	"ukai/node/wire"
+)
+
+// Store is what Replicas needs of this node's store.
+type Store interface {
+	Incarnation() ukai.Incarnation
+	Space() (store.Space, error)
+	Create(ctx context.Context, disk ukai.DiskID, rid ukai.ReplicaID, cfg store.ReplicaConfig) error
+	OpenReplica(disk ukai.DiskID, rid ukai.ReplicaID) (store.Replica, error)
+}
+
+// ReplicasConfig is what Replicas needs to know.
+type ReplicasConfig struct {
+	Node  ukai.NodeID // this node
+	Name  string      // its name, for errors
+	Store Store
+	Log   *slog.Logger // default: discard
+	// Workers is how many reads, writes and hashes run at once. Default 128: enough to keep a disk array busy.
+	Workers int
+}
+
+// Bounds of the replica side. At any of them the request is refused with ukai.ErrOverloaded, which the holder takes as
+// "not applied, ask again".
+const (
+	defaultWorkers = 128
+	maxPendingData = 16 << 10 // requests that wait for a worker
+	maxPendingRest = 8 << 10  // seals, flushes, heartbeats and the like, which need no worker
+	inlineBytes    = 64 << 10 // a write up to this size, to a block whose stamp is raised, runs on the reader's goroutine
+)
+
+// Replicas is this node's replicas of disks: the side of the data path that admits, applies and answers. It admits an
+// operation only of the epoch and session a replica was last sealed and greeted for, and finishes the operations of
+// older ones before it answers a seal or a hello.
+type Replicas struct {
+	cfg     ReplicasConfig
+	open    atomic.Pointer[map[replicaKey]*hosted] // copied on change
+	opening chan struct{}                          // lock of 1 around opening and closing, which do I/O
+	workers chan struct{}
+	data    atomic.Int64 // pending
+	rest    atomic.Int64
+	ctx     context.Context
+	stop    context.CancelFunc
+	running *gate
+}
+
+type replicaKey struct {
+	disk    ukai.DiskID
+	replica ukai.ReplicaID
+}
+
+// NewReplicas returns the replica side of a node. Close it before the store.
+func NewReplicas(cfg ReplicasConfig) *Replicas {
+	if cfg.Workers <= 0 {
+		cfg.Workers = defaultWorkers
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	rs := &Replicas{
+		cfg: cfg, opening: make(chan struct{}, 1), workers: make(chan struct{}, cfg.Workers), running: newGate(),
+	}
+	rs.open.Store(&map[replicaKey]*hosted{})
+	rs.ctx, rs.stop = context.WithCancel(context.Background())
+	return rs
+}
+
+// Close refuses new requests, waits for those that run, and closes every replica.
+func (rs *Replicas) Close() error {
+	rs.stop()
+	<-rs.running.close()
+	rs.opening <- struct{}{}
+	defer func() { <-rs.opening }()
+	var errs []error
+	for _, h := range *rs.open.Load() {
+		errs = append(errs, h.data.Close())
+	}
+	rs.open.Store(&map[replicaKey]*hosted{})
+	return errors.Join(errs...)
+}
+
+// request is what Replicas needs of a wire.Request.
+type request interface {
+	message() *wire.Message
+	reply(wire.Reply, error)
+	buffer(n int) []byte
+}
+
+// Serve answers one request of a kind in this list: Read, Write, Zero, Discard, Status (of a replica: where data or a hole
+// is), Flush, Resize, Seal, Hello, Heartbeat, Stamps, Hash, CreateReplica. It does not block: what may wait runs in a goroutine of its own, within bounds.
+func (rs *Replicas) Serve(r *wire.Request) { rs.serve(wireRequest{r}) }
+
+func (rs *Replicas) serve(r request) {
+	m := r.message()
+	switch m.Kind {
+	case wire.KindWrite:
+		if len(m.Payload) <= inlineBytes {
+			if h := (*rs.open.Load())[replicaKey{m.Disk, m.Replica}]; h != nil && h.raised(m) && rs.running.enter() {
+				r.reply(wire.Reply{}, rs.named(h.write(rs.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp)))
+				rs.running.leave()
+				return
+			}
+		}
+		rs.start(r, &rs.data, maxPendingData, true)
+	case wire.KindRead, wire.KindZero, wire.KindDiscard, wire.KindHash:
+		rs.start(r, &rs.data, maxPendingData, true)
+	default:
+		rs.start(r, &rs.rest, maxPendingRest, false)
+	}
+}
+
+// start runs a request in a goroutine, if there is room.
+func (rs *Replicas) start(r request, pending *atomic.Int64, bound int64, worker bool) {
+	if !rs.running.enter() {
+		r.reply(wire.Reply{}, rs.named(fmt.Errorf("replicas: %w", ukai.ErrClosed)))
+		return
+	}
+	if pending.Add(1) > bound {
+		pending.Add(-1)
+		rs.running.leave()
+		r.reply(wire.Reply{}, rs.named(fmt.Errorf("%d requests are waiting: %w", bound, ukai.ErrOverloaded)))
+		return
+	}
+	go func() {
+		defer rs.running.leave()
+		defer pending.Add(-1)
+		if worker {
+			rs.workers <- struct{}{}
+			defer func() { <-rs.workers }()
+		}
+		reply, err := rs.answer(r)
+		r.reply(reply, rs.named(err))
+	}()
+}
+
+// answer does what a request asks.
+func (rs *Replicas) answer(r request) (wire.Reply, error) {
+	m := r.message()
+	switch m.Kind {
+	case wire.KindHeartbeat:
+		return rs.heartbeat(m)
+	case wire.KindCreateReplica:
+		return wire.Reply{}, rs.create(m)
+	}
+	h, err := rs.Open(rs.ctx, m.Disk, m.Replica)
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	switch m.Kind {
+	case wire.KindRead:
+		if m.Count > ukai.MaxIO {
+			return wire.Reply{}, fmt.Errorf("read of %d bytes: %w: at most %d", m.Count, ukai.ErrInvalid, ukai.MaxIO)
+		}
+		p := r.buffer(int(m.Count))
+		return wire.Reply{Payload: p}, h.read(m.Epoch, m.Session, p, m.Offset)
+	case wire.KindWrite:
+		return wire.Reply{}, h.write(rs.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp)
+	case wire.KindZero, wire.KindDiscard:
+		return wire.Reply{}, h.clear(rs.ctx, m.Epoch, m.Session, m.Offset, int64(m.Count), m.Stamp, m.Kind == wire.KindDiscard)
+	case wire.KindStatus:
+		off, err := h.next(m.Epoch, m.Session, m.Offset, m.Count == seekHole)
+		return wire.Reply{Offset: off}, err
+	case wire.KindResize:
+		return wire.Reply{}, h.resize(rs.ctx, m.Epoch, m.Session, m.Offset)
+	case wire.KindFlush:
+		return wire.Reply{}, h.flush(rs.ctx, m.Epoch, m.Session)
+	case wire.KindSeal:
+		var req sealRequest
+		if err := codec.Unmarshal(m.Payload, &req); err != nil {
+			return wire.Reply{}, err
+		}
+		reply, err := h.seal(rs.ctx, m.Epoch, req)
+		return wire.Reply{Payload: encode(reply)}, err
+	case wire.KindHello:
+		var req helloRequest
+		if err := codec.Unmarshal(m.Payload, &req); err != nil {
+			return wire.Reply{}, err
+		}
+		return wire.Reply{}, h.hello(rs.ctx, m.Epoch, m.Session, req.Incarnation)
+	case wire.KindStamps:
+		list, next, more, err := h.suspects(m.Epoch, m.Session, m.Stamp, ukai.Index(m.Offset))
+		reply := wire.Reply{Offset: int64(next), Payload: list}
+		if more {
+			reply.Count = 1
+		}
+		return reply, err
+	case wire.KindHash:
+		hashes, err := h.hash(m.Epoch, m.Session, m.Offset, int64(m.Count))
+		return wire.Reply{Payload: hashes}, err
+	}
+	return wire.Reply{}, fmt.Errorf("request of kind %v to a replica: %w", m.Kind, ukai.ErrUnsupported)
+}
+
+// Open returns a replica of this node, opened if it is not yet. One that does not exist is never made by this:
+// errors.Is(err, ukai.ErrNotFound).
+func (rs *Replicas) Open(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) (*hosted, error) {
+	key := replicaKey{disk, replica}
+	if h := (*rs.open.Load())[key]; h != nil {
+		return h, nil
+	}
+	select {
+	case rs.opening <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-rs.opening }()
+	if h := (*rs.open.Load())[key]; h != nil {
+		return h, nil
+	}
+	data, err := rs.cfg.Store.OpenReplica(disk, replica)
+	if err != nil {
+		return nil, fmt.Errorf("replica %v: %w", replica, err)
+	}
+	h := newHosted(rs, key, data)
+	all := maps.Clone(*rs.open.Load())
+	all[key] = h
+	rs.open.Store(&all)
+	return h, nil
+}
+
+// Shut closes a replica, after the operations that run have finished, so that it can be removed from the store. It may
+// be opened again by a later request.
+func (rs *Replicas) Shut(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) error {
+	select {
+	case rs.opening <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-rs.opening }()
+	key := replicaKey{disk, replica}
+	h := (*rs.open.Load())[key]
+	if h == nil {
+		return nil
+	}
+	all := maps.Clone(*rs.open.Load())
+	delete(all, key)
+	rs.open.Store(&all)
+	return h.shut(ctx)
+}
+
+func (rs *Replicas) create(m *wire.Message) error {
+	var req createRequest
+	if err := codec.Unmarshal(m.Payload, &req); err != nil {
+		return err
+	}
+	if err := ukai.CheckBlockSize(req.BlockSize); err != nil {
+		return err
+	}
+	if err := ukai.CheckDiskSize(req.Size); err != nil {
+		return err
+	}
+	return rs.cfg.Store.Create(rs.ctx, m.Disk, m.Replica, store.ReplicaConfig{Size: req.Size, BlockSize: req.BlockSize})
+}
+
+// heartbeat confirms epochs and takes over stable stamps.
+func (rs *Replicas) heartbeat(m *wire.Message) (wire.Reply, error) {
+	hb, err := decodeHeartbeat(m.Payload)
+	if err != nil {
+		return wire.Reply{}, err
+	}
+	var out heartbeatReply
+	for i, b := range hb.Beats {
+		h, err := rs.Open(rs.ctx, b.Disk, b.Replica)
+		if err != nil {
+			out.Exceptions = append(out.Exceptions, exception{At: i, Code: ukai.Code(err)})
+			continue
+		}
+		if err := h.beat(b); err != nil {
+			e := exception{At: i, Code: ukai.Code(err)}
+			if fenced := (*ukai.FencedError)(nil); errors.As(err, &fenced) {
+				e.Now = fenced.Epoch
+			}
+			out.Exceptions = append(out.Exceptions, e)
+		}
+	}
+	return wire.Reply{Payload: encode(out)}, nil
+}
+
+// named says on which node an error arose, where that helps whoever must act on it.
+func (rs *Replicas) named(err error) error {
+	if err == nil || errors.Is(err, ukai.ErrFenced) {
+		return err
+	}
+	if named := (*ukai.NodeError)(nil); errors.As(err, &named) {
+		return err
+	}
+	return &ukai.NodeError{Node: rs.cfg.Node, Name: rs.cfg.Name, Err: err}
+}
+
+// wireRequest fits a wire.Request to what Replicas and Host need.
+type wireRequest struct{ r *wire.Request }
+
+func (w wireRequest) message() *wire.Message          { return &w.r.Message }
+func (w wireRequest) reply(reply wire.Reply, e error) { w.r.Reply(reply, e) }
+func (w wireRequest) buffer(n int) []byte             { return w.r.Buffer(n) }
+
+// localRequest is a request of the holder on this node, which needs no wire.
+type localRequest struct {
+	m    *wire.Message
+	into []byte
+}
+
+func (l localRequest) message() *wire.Message  { return l.m }
+func (l localRequest) reply(wire.Reply, error) {}
+func (l localRequest) buffer(n int) []byte {
+	if n <= len(l.into) {
+		return l.into[:n]
+	}
+	return make([]byte, n)
+}
+
+// do answers a request of the holder on this node.
+func (rs *Replicas) do(m *wire.Message, into []byte) (wire.Reply, error) {
+	if !rs.running.enter() {
+		return wire.Reply{}, rs.named(fmt.Errorf("replicas: %w", ukai.ErrClosed))
+	}
+	defer rs.running.leave()
+	reply, err := rs.answer(localRequest{m, into})
+	return reply, rs.named(err)
+}

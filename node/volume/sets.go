@@ -1,0 +1,158 @@
+package volume
+
+import (
+	"slices"
+
+	"ukai"
+	"ukai/crdt"
+)
+
+// While the outcome of a change to the quorum record is in doubt, more than one record may be the committed one.
+// candidates keeps them all (P in the protocol), and answers which replicas must acknowledge a write, which may be read,
+// and whose confirmation the lease needs. Pure.
+type candidates struct {
+	known    crdt.Record   // the last one known to be committed
+	proposed []crdt.Record // proposals without a known outcome
+}
+
+// resolve replaces everything by a record that was read or committed after all proposals ended.
+func (p *candidates) resolve(rec crdt.Record) { p.known, p.proposed = rec, nil }
+
+// propose adds a record that may be committed from now on.
+func (p *candidates) propose(rec crdt.Record) { p.proposed = append(p.proposed, rec) }
+
+// inDoubt says whether more than one record may be the committed one.
+func (p *candidates) inDoubt() bool { return len(p.proposed) > 0 }
+
+// ackSet returns the replicas of a group that must acknowledge a write: every one that may be in sync.
+func (p *candidates) ackSet(group uint8) []crdt.Member {
+	set := inSync(&p.known, group)
+	for i := range p.proposed {
+		for _, m := range inSync(&p.proposed[i], group) {
+			if !slices.ContainsFunc(set, func(s crdt.Member) bool { return s.Replica == m.Replica }) {
+				set = append(set, m)
+			}
+		}
+	}
+	return set
+}
+
+// readSet returns the replicas of a group that may be read: those that are in sync whatever the outcome. One that may
+// have been dropped may already miss writes.
+func (p *candidates) readSet(group uint8) []crdt.Member {
+	set := inSync(&p.known, group)
+	for i := range p.proposed {
+		other := inSync(&p.proposed[i], group)
+		set = slices.DeleteFunc(set, func(s crdt.Member) bool {
+			return !slices.ContainsFunc(other, func(m crdt.Member) bool { return s.Replica == m.Replica })
+		})
+	}
+	return set
+}
+
+// leaseSet returns the replicas, over all groups, whose confirmation the holder's lease needs.
+func (p *candidates) leaseSet() []crdt.Member {
+	var set []crdt.Member
+	for i := range p.known.Groups {
+		for _, m := range p.ackSet(p.known.Groups[i].ID) {
+			if !slices.ContainsFunc(set, func(s crdt.Member) bool { return s.Replica == m.Replica }) {
+				set = append(set, m)
+			}
+		}
+	}
+	return set
+}
+
+// suspendedGroup returns the first group with fewer in-sync replicas, in some record that may be the committed one,
+// than the disk demands for writing.
+func (p *candidates) suspendedGroup() (group uint8, have int, suspended bool) {
+	for i := range p.known.Groups {
+		g := p.known.Groups[i].ID
+		if n := len(inSync(&p.known, g)); n < p.known.MinSync {
+			return g, n, true
+		}
+	}
+	return 0, 0, false
+}
+
+// inSync returns a new slice of the in-sync members of a group.
+func inSync(rec *crdt.Record, group uint8) []crdt.Member {
+	var set []crdt.Member
+	for i := range rec.Groups {
+		if rec.Groups[i].ID != group {
+			continue
+		}
+		for _, m := range rec.Groups[i].Members {
+			if m.Role == crdt.InSync {
+				set = append(set, m)
+			}
+		}
+	}
+	return set
+}
+
+// withRole returns a copy of rec in which one replica has another role: what a proposal would commit.
+func withRole(rec crdt.Record, replica ukai.ReplicaID, role crdt.Role) crdt.Record {
+	rec.Groups = slices.Clone(rec.Groups)
+	for i := range rec.Groups {
+		g := &rec.Groups[i]
+		g.Members = slices.Clone(g.Members)
+		for j := range g.Members {
+			if g.Members[j].Replica == replica {
+				g.Members[j].Role = role
+			}
+		}
+	}
+	return rec
+}
+
+// layout says which group each block of a disk belongs to. Pure, made once per record.
+type layout struct {
+	blockSize int64
+	size      int64
+	runs      []groupRun
+}
+
+type groupRun struct {
+	end   ukai.Index // after the last block of the run
+	group uint8
+}
+
+func newLayout(rec *crdt.Record) layout {
+	l := layout{blockSize: int64(rec.BlockSize), size: rec.Size}
+	var end ukai.Index
+	for _, r := range rec.Runs {
+		end += ukai.Index(r.Count)
+		if n := len(l.runs); n > 0 && l.runs[n-1].group == r.Group {
+			l.runs[n-1].end = end
+			continue
+		}
+		l.runs = append(l.runs, groupRun{end: end, group: r.Group})
+	}
+	return l
+}
+
+// groupAt returns the group of a block, and the index after the last block of its run.
+func (l *layout) groupAt(i ukai.Index) (group uint8, end ukai.Index) {
+	if len(l.runs) == 1 {
+		return l.runs[0].group, l.runs[0].end
+	}
+	at, _ := slices.BinarySearchFunc(l.runs, i, func(r groupRun, i ukai.Index) int {
+		if r.end <= i {
+			return -1
+		}
+		return 1
+	})
+	if at == len(l.runs) {
+		at--
+	}
+	return l.runs[at].group, l.runs[at].end
+}
+
+// index returns the block that holds a byte.
+func (l *layout) index(off int64) ukai.Index { return ukai.Index(off / l.blockSize) }
+
+// partEnd returns where the part of [off, end) that begins at off ends: at the next block border or at end.
+func (l *layout) partEnd(off, end int64) int64 {
+	return min(end, (off/l.blockSize+1)*l.blockSize)
+}

@@ -1,0 +1,99 @@
+package volume
+
+import (
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+)
+
+// Status is what this node can say about a disk. On the holder's node it is exact; elsewhere it is what gossip brought.
+type Status struct {
+	Disk     ukai.DiskID
+	Name     string
+	Size     int64 // bytes
+	Phase    crdt.Phase
+	Epoch    ukai.Epoch
+	Holder   ukai.NodeID // zero if nobody holds it
+	Here     bool        // this node holds it
+	Attached int         // Attach without Detach on this node; 0 and Here: held for the time being, let go when idle
+	// Suspended says why writes wait, "" if they do not.
+	Suspended string
+	// Ended says why I/O fails until the disk is attached anew, "" if it does not.
+	Ended string
+	// InDoubt: a change of the quorum record is under way or its outcome is unknown.
+	InDoubt      bool
+	Inflight     int64         // requests of the guest that run or wait
+	Lease        time.Duration // how long reads may still be answered without a heartbeat; negative: they wait. Never 0 if Here.
+	LeaseForever bool          // all in-sync replicas are on this node
+	Stable       ukai.BlockStamp
+	Touched      int64 // blocks written since the last checkpoint
+	Replicas     []ReplicaStatus
+}
+
+// ReplicaStatus is one replica of a disk.
+type ReplicaStatus struct {
+	Replica ukai.ReplicaID
+	Node    ukai.NodeID
+	Group   uint8
+	Role    crdt.Role
+	Linked  bool          // on the holder's node: it answers
+	Why     string        // why it does not
+	Since   time.Duration // for how long it has not
+	Latency time.Duration // mean of its reads, 0 if there were none
+}
+
+// Status returns what this node knows about the disk now.
+func (d *Disk) Status() Status {
+	s := Status{Disk: d.id, Name: d.Name(), Attached: d.users()}
+	h := d.holding.Load()
+	if h == nil {
+		rec, _ := d.host.cfg.Mesh.Record(d.id)
+		s.fill(&rec)
+		return s
+	}
+	now := d.host.cfg.Clock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.fill(&h.sets.known)
+	s.Here, s.Holder, s.Size = true, d.host.cfg.Node, h.size
+	s.InDoubt, s.Stable = h.sets.inDoubt(), h.stable
+	s.Inflight = h.ops.inside()
+	s.Touched = h.check.Load().touched.count.Load()
+	if err := h.err(); err != nil {
+		s.Ended = err.Error()
+	} else if err := h.whyLocked(); err != nil {
+		s.Suspended = err.Error()
+	}
+	if until := time.Duration(h.leaseUntil.Load()); until == never {
+		s.LeaseForever = true
+	} else {
+		s.Lease = until - now
+	}
+	for i := range s.Replicas {
+		r := &s.Replicas[i]
+		m := h.members[r.Replica]
+		if m == nil {
+			continue
+		}
+		r.Latency = time.Duration(m.latency.mean.Load())
+		r.Linked = m.link.Load() != nil
+		if m.failure != nil {
+			r.Why, r.Since = m.failure.Error(), now-m.since
+		}
+	}
+	return s
+}
+
+// fill takes over what a record says.
+func (s *Status) fill(rec *crdt.Record) {
+	s.Size, s.Phase, s.Epoch = rec.Size, rec.Phase, rec.Epoch
+	if rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering {
+		s.Holder = rec.Holder
+	}
+	for i := range rec.Groups {
+		for _, m := range rec.Groups[i].Members {
+			s.Replicas = append(s.Replicas, ReplicaStatus{Replica: m.Replica, Node: m.Node, Group: rec.Groups[i].ID, Role: m.Role})
+		}
+	}
+}

@@ -1,0 +1,205 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+)
+
+// sealWait is how long a takeover waits for further in-sync replicas once the first is sealed.
+const sealWait = 2 * time.Second
+
+// takeover is the recovery of a disk by the holder of a new epoch (protocol 3.7, T3 to T7): seal the in-sync replicas,
+// freeze the set of those sealed, make them equal where they may differ, wait for the deposed holder's lease if one
+// could not be sealed, activate. Pure: it decides, the shell in attach.go acts. Any surprise ends the attempt; the next
+// begins with a new claim.
+type takeover struct {
+	rec    crdt.Record    // as the claim committed it
+	prefer ukai.ReplicaID // the replica on the holder's own node, 0 if there is none
+
+	sealed map[ukai.ReplicaID]sealed
+	lost   map[ukai.ReplicaID]error // will not be sealed in this attempt
+	first  time.Duration            // when the first seal was answered
+	frozen bool
+}
+
+// sealed is the answer of one replica to the seal.
+type sealed struct {
+	member crdt.Member
+	reply  sealReply
+	sent   time.Duration // when the seal it answers was sent
+}
+
+func newTakeover(rec crdt.Record, prefer ukai.ReplicaID) *takeover {
+	return &takeover{rec: rec, prefer: prefer, sealed: make(map[ukai.ReplicaID]sealed), lost: make(map[ukai.ReplicaID]error)}
+}
+
+// members returns the in-sync replicas to seal.
+func (t *takeover) members() []crdt.Member {
+	var all []crdt.Member
+	for i := range t.rec.Groups {
+		all = append(all, inSync(&t.rec, t.rec.Groups[i].ID)...)
+	}
+	return all
+}
+
+// onSealed notes a replica's answer. One that comes after the set was frozen is ignored: a late clean replica would be
+// overwritten from an authority chosen without it.
+func (t *takeover) onSealed(now, sent time.Duration, m crdt.Member, r sealReply) {
+	if t.frozen {
+		return
+	}
+	if len(t.sealed) == 0 {
+		t.first = now
+	}
+	t.sealed[m.Replica] = sealed{member: m, reply: r, sent: sent}
+}
+
+// onLost notes that a replica cannot be sealed in this attempt.
+func (t *takeover) onLost(m crdt.Member, why error) {
+	if !t.frozen {
+		t.lost[m.Replica] = why
+	}
+}
+
+// wait returns when to stop waiting for seals: at once when all have answered, sealWait after the first answer, and
+// never as long as a group has none.
+func (t *takeover) wait(now time.Duration) (until time.Duration, more bool) {
+	if t.uncovered() != nil {
+		return never, !t.allHeard()
+	}
+	if t.allHeard() || now >= t.first+sealWait {
+		return now, false
+	}
+	return t.first + sealWait, true
+}
+
+func (t *takeover) allHeard() bool {
+	return len(t.sealed)+len(t.lost) >= len(t.members())
+}
+
+// uncovered says which group has no sealed replica, and why, or nil.
+func (t *takeover) uncovered() error {
+	for i := range t.rec.Groups {
+		g := t.rec.Groups[i].ID
+		members := inSync(&t.rec, g)
+		if slices.ContainsFunc(members, func(m crdt.Member) bool { _, ok := t.sealed[m.Replica]; return ok }) {
+			continue
+		}
+		var reasons []string
+		for _, m := range members {
+			if err := t.lost[m.Replica]; err != nil {
+				reasons = append(reasons, err.Error())
+			}
+		}
+		if len(reasons) == 0 {
+			reasons = []string{"none has answered yet"}
+		}
+		return fmt.Errorf("group %d: %w: %s", g, ukai.ErrUnavailable, strings.Join(reasons, "; "))
+	}
+	return nil
+}
+
+// freeze fixes the set S of sealed replicas.
+func (t *takeover) freeze() error {
+	if err := t.uncovered(); err != nil {
+		return err
+	}
+	t.frozen = true
+	return nil
+}
+
+// set returns S of one group, the authority first: a replica that has not lost power since it was last known to be
+// durable, the holder's own if it can be.
+func (t *takeover) set(group uint8) []sealed {
+	var s []sealed
+	for _, m := range inSync(&t.rec, group) {
+		if e, ok := t.sealed[m.Replica]; ok {
+			s = append(s, e)
+		}
+	}
+	rank := func(e sealed) int {
+		n := 0
+		if e.reply.Unclean {
+			n += 2
+		}
+		if e.member.Replica != t.prefer {
+			n++
+		}
+		return n
+	}
+	slices.SortStableFunc(s, func(a, b sealed) int { return rank(a) - rank(b) })
+	return s
+}
+
+// lossy says whether the authority of a group is unclean: writes that were acknowledged and not flushed may be gone.
+func (t *takeover) lossy(group uint8) bool {
+	s := t.set(group)
+	return len(s) > 0 && s[0].reply.Unclean && !t.rec.Clean
+}
+
+// watermark returns the newest stable stamp known in S of a group. Blocks with newer stamps may differ.
+func (t *takeover) watermark(group uint8) (k ukai.BlockStamp) {
+	for _, e := range t.set(group) {
+		if k.Less(e.reply.Stable) {
+			k = e.reply.Stable
+		}
+	}
+	return k
+}
+
+// suspect is a block that may differ between the members of S.
+type suspect struct {
+	index ukai.Index
+	stamp ukai.BlockStamp // the newest any of them has for it
+}
+
+// mergeSuspects adds the blocks that one replica holds with a stamp newer than the watermark. Both lists are sorted.
+func mergeSuspects(all, more []suspect) []suspect {
+	all = append(all, more...)
+	slices.SortFunc(all, func(a, b suspect) int {
+		if a.index != b.index {
+			if a.index < b.index {
+				return -1
+			}
+			return 1
+		}
+		return b.stamp.Compare(a.stamp)
+	})
+	return slices.CompactFunc(all, func(a, b suspect) bool { return a.index == b.index }) // keeps the newest
+}
+
+// recovers says whether blocks must be made equal: not after a clean release, nor where S is a single replica.
+func (t *takeover) recovers(group uint8) bool {
+	return !t.rec.Clean && len(t.set(group)) > 1
+}
+
+// leaseEnds returns until when activation must wait, 0 if it need not: the holder before may answer reads from an
+// in-sync replica that was not sealed until its lease has run out. fenced says that it is known to be off.
+func (t *takeover) leaseEnds(fenced bool) time.Duration {
+	if t.rec.Clean || fenced || len(t.sealed) == len(t.members()) {
+		return 0
+	}
+	return t.first + leaseWait
+}
+
+// replicas returns S over all groups, sorted: the in-sync set to activate.
+func (t *takeover) replicas() []ukai.ReplicaID {
+	var ids []ukai.ReplicaID
+	for r := range t.sealed {
+		ids = append(ids, r)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// transient says whether asking again may help: the peer was not reached, or had no room. Everything else is an answer.
+func transient(err error) bool {
+	return errors.Is(err, ukai.ErrUnreachable) || errors.Is(err, ukai.ErrTimeout) || errors.Is(err, ukai.ErrOverloaded) ||
+		errors.Is(err, ukai.ErrClosed)
+}

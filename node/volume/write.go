@@ -1,0 +1,443 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/wire"
+)
+
+// mutation is one write, zero or discard of part of a block, or a flush or resize of all replicas: sent to every replica
+// that may be in sync, and complete when all of those have done it. It is pooled.
+type mutation struct {
+	h     *holding
+	kind  wire.Kind
+	group int    // whose replicas; allGroups for those of all
+	p     []byte // what is written
+	off   int64
+	n     int64
+	stamp ukai.BlockStamp
+
+	// What finish gives back; nil and zero for a flush or resize.
+	claim    claim
+	locked   bool
+	check    *check
+	reserved int64
+
+	generation uint32
+	targets    []target
+}
+
+const allGroups = -1
+
+// target is one replica's share of a mutation.
+type target struct {
+	m     *member
+	l     *link // session it was last sent in
+	slot  uint32
+	call  Call
+	msg   wire.Message
+	done  bool
+	err   error
+	again int // times it was refused for want of room
+}
+
+var mutations = sync.Pool{New: func() any { return new(mutation) }}
+
+func (h *holding) newMutation(kind wire.Kind, group int, p []byte, off, n int64) *mutation {
+	op := mutations.Get().(*mutation)
+	op.h, op.kind, op.group, op.p, op.off, op.n = h, kind, group, p, off, n
+	op.stamp, op.locked, op.check, op.reserved = ukai.BlockStamp{}, false, nil, 0
+	return op
+}
+
+// finish ends the mutation: its range is free for others.
+func (op *mutation) finish() {
+	if op.check != nil {
+		op.check.writes.leave()
+	}
+	if op.locked {
+		op.h.locks.unlock(&op.claim)
+	}
+	if op.reserved > 0 {
+		op.h.d.inflight.Release(op.reserved)
+	}
+	clear(op.targets)
+	op.targets, op.p, op.h, op.check = op.targets[:0], nil, nil, nil
+	mutations.Put(op)
+}
+
+// set returns the members that must have done the mutation.
+func (op *mutation) set(v *view) []*member {
+	if op.group == allGroups {
+		return v.all
+	}
+	return v.group(uint8(op.group)).ack
+}
+
+// mutate changes [off, off+n) on all replicas that must have it: p is what to write, nil to clear.
+func (h *holding) mutate(ctx context.Context, kind wire.Kind, p []byte, off, n int64) error {
+	if !h.wrote.Load() {
+		h.wrote.Store(true)
+	}
+	for end := off + n; off < end; {
+		l := &h.view.Load().layout
+		part := l.partEnd(off, end) - off
+		var q []byte
+		if p != nil {
+			q, p = p[:part], p[part:]
+		}
+		if err := h.mutatePart(ctx, kind, q, off, part); err != nil {
+			return fmt.Errorf("block %d: %w", l.index(off), err)
+		}
+		off += part
+	}
+	return nil
+}
+
+// mutatePart is mutate within one block.
+func (h *holding) mutatePart(ctx context.Context, kind wire.Kind, p []byte, off, n int64) error {
+	v, err := h.writable(ctx)
+	if err != nil {
+		return err
+	}
+	index := v.layout.index(off)
+	group, _ := v.layout.groupAt(index)
+	op := h.newMutation(kind, int(group), p, off, n)
+	if op.reserved, err = h.d.reserve(ctx, n); err != nil {
+		op.finish()
+		return err
+	}
+	op.claim.index, op.claim.off, op.claim.end, op.claim.exclusive = index, off, off+n, true
+	if err := h.locks.lock(ctx, &op.claim); err != nil {
+		op.finish()
+		return err
+	}
+	op.locked = true
+	op.check = h.check.Load()
+	for !op.check.writes.enter() { // a checkpoint began since we looked
+		op.check = h.check.Load()
+	}
+	op.stamp = op.check.stamp
+	op.check.touched.add(index)
+	return h.run(ctx, op)
+}
+
+// writable waits until writes are not suspended.
+func (h *holding) writable(ctx context.Context) (*view, error) {
+	v := h.view.Load()
+	if v.suspended == nil {
+		return v, h.err()
+	}
+	limit, stop := h.lossLimit(v)
+	defer stop()
+	for {
+		changed := h.change()
+		if err := h.err(); err != nil {
+			return nil, err
+		}
+		if v = h.view.Load(); v.suspended == nil {
+			return v, nil
+		}
+		select {
+		case <-changed:
+		case <-limit:
+			return nil, v.suspended
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// lossLimit returns what ends the wait for lost replicas: nothing, unless the disk wants errors.
+func (h *holding) lossLimit(v *view) (<-chan time.Time, func()) {
+	if v.onLoss != crdt.Error {
+		return nil, func() {}
+	}
+	t := time.NewTimer(h.host.cfg.LossLimit)
+	return t.C, func() { t.Stop() }
+}
+
+// run sends a mutation to its replicas and waits until all that must have done it have. finished is called when that is
+// so or the holding is over: at the latest when run returns nil. If run gives up waiting earlier, because ctx or the
+// limit for losses ended, the mutation goes on without its caller, with its range locked: its outcome is open until
+// every replica that may be in sync agrees.
+func (h *holding) run(ctx context.Context, op *mutation) error {
+	op.generation = h.generation.Load()
+	set := op.set(h.view.Load())
+	op.targets = slices.Grow(op.targets[:0], len(set))[:len(set)]
+	// Others first: their answers travel while this node's own replica is written.
+	for i, m := range set {
+		t := &op.targets[i]
+		t.m = m
+		if m.local == nil {
+			h.sendTo(op, t)
+		}
+	}
+	for i := range op.targets {
+		if t := &op.targets[i]; t.m.local != nil {
+			h.sendTo(op, t)
+		}
+	}
+	for i := range op.targets {
+		h.await(&op.targets[i])
+	}
+	if op.complete() && h.sealDone(op) {
+		op.finish()
+		return nil
+	}
+	return h.settle(ctx, op)
+}
+
+// sendTo sends a mutation to one replica, or applies it if the replica is on this node.
+func (h *holding) sendTo(op *mutation, t *target) {
+	t.done, t.err, t.call = false, nil, nil
+	t.l = t.m.link.Load()
+	if t.l == nil {
+		return
+	}
+	t.msg = wire.Message{
+		Kind: op.kind, Disk: h.d.id, Replica: t.m.Replica, Epoch: h.epoch, Session: t.l.session,
+		Stamp: op.stamp, Offset: op.off, Payload: op.p,
+	}
+	if op.kind == wire.KindZero || op.kind == wire.KindDiscard {
+		t.msg.Count = uint32(op.n)
+	}
+	if t.m.local != nil {
+		t.err = h.applyLocal(op, t)
+		t.done = t.err == nil
+		return
+	}
+	t.slot = t.l.age(op.kind).begin()
+	t.call = h.host.cfg.Peers.Start(t.l.ctx, t.m.Node, &t.msg, nil)
+}
+
+// age returns where requests of a kind are counted.
+func (l *link) age(kind wire.Kind) *outstanding {
+	if kind == wire.KindFlush {
+		return &l.flushes
+	}
+	return &l.ops
+}
+
+func (h *holding) applyLocal(op *mutation, t *target) error {
+	r, m := t.m.local, &t.msg
+	switch op.kind {
+	case wire.KindWrite:
+		return r.rs.named(r.write(h.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp))
+	case wire.KindZero, wire.KindDiscard:
+		return r.rs.named(r.clear(h.ctx, m.Epoch, m.Session, m.Offset, op.n, m.Stamp, op.kind == wire.KindDiscard))
+	}
+	_, err := r.rs.do(m, nil)
+	return err
+}
+
+// await takes in the answer of one replica.
+func (h *holding) await(t *target) {
+	if t.call == nil {
+		return
+	}
+	_, t.err = t.call.Wait(t.l.ctx)
+	t.l.age(t.msg.Kind).end(t.slot)
+	t.call, t.msg.Payload = nil, nil
+	t.done = t.err == nil
+}
+
+// complete says whether every replica it was sent to has done the mutation.
+func (op *mutation) complete() bool {
+	for i := range op.targets {
+		if !op.targets[i].done {
+			return false
+		}
+	}
+	return true
+}
+
+// sealDone notes that a complete mutation is in volatile memory only, and says whether it still is there: not if a
+// replica that had done it was adopted after a restart.
+func (h *holding) sealDone(op *mutation) bool {
+	if op.kind != wire.KindFlush && !h.dirty.Load() {
+		h.dirty.Store(true)
+	}
+	return h.generation.Load() == op.generation && h.over.Load() == nil
+}
+
+// overloadPause is the pause before a request is sent again that was refused for want of room.
+const overloadPause = 5 * time.Millisecond
+
+// settle deals with replicas that did not do a mutation at once.
+func (h *holding) settle(ctx context.Context, op *mutation) error {
+	if err := h.refusal(op); err != nil {
+		op.finish()
+		return err
+	}
+	v := h.view.Load()
+	limit, stop := h.lossLimit(v)
+	defer stop()
+	for {
+		changed := h.change()
+		missing, err := h.resend(op)
+		if err != nil {
+			op.finish()
+			return err
+		}
+		if missing == 0 {
+			if h.sealDone(op) {
+				op.finish()
+				return nil
+			}
+			op.restart(h)
+			continue
+		}
+		var failed error
+		select {
+		case <-changed:
+			continue
+		case <-limit:
+			failed = h.why()
+		case <-ctx.Done():
+			failed = context.Cause(ctx)
+		case <-h.ctx.Done():
+			continue
+		}
+		h.orphan(op)
+		return failed
+	}
+}
+
+// restart makes every replica get the mutation again: one of them has lost its memory.
+func (op *mutation) restart(h *holding) {
+	op.generation = h.generation.Load()
+	for i := range op.targets {
+		op.targets[i].done, op.targets[i].l = false, nil
+	}
+}
+
+// resend sends a mutation again to the replicas that are still needed, have not done it, and can be reached, and returns
+// how many are left. An error ends the mutation.
+func (h *holding) resend(op *mutation) (missing int, err error) {
+	if err := h.err(); err != nil {
+		return 0, err
+	}
+	v := h.view.Load()
+	set := op.set(v)
+	for i := range op.targets {
+		t := &op.targets[i]
+		if t.done || !slices.Contains(set, t.m) {
+			continue
+		}
+		for !t.done {
+			if t.err != nil && t.l != nil && t.m.link.Load() == t.l {
+				// Refused in a session that stands.
+				if errors.Is(t.err, ukai.ErrOverloaded) && t.l.ctx.Err() == nil {
+					if t.again++; !h.sleep(min(time.Duration(t.again), 20) * overloadPause) {
+						return 0, h.err()
+					}
+				} else if err := v.sole(t); err != nil {
+					return 0, err
+				} else {
+					t.m.lost(t.l, t.err)
+				}
+			}
+			if l := t.m.link.Load(); l == nil || l == t.l && !errors.Is(t.err, ukai.ErrOverloaded) {
+				missing++
+				break
+			}
+			h.sendTo(op, t)
+			h.await(t)
+		}
+		if err := h.err(); err != nil {
+			return 0, err
+		}
+	}
+	return missing, nil
+}
+
+// sole returns the error of the only in-sync replica, if that settles the mutation: there is no other that could differ,
+// and no other to go on with.
+func (v *view) sole(t *target) error {
+	if !v.last(t.m) || transient(t.err) || errors.Is(t.err, ukai.ErrFenced) || errors.Is(t.err, ukai.ErrRestarted) {
+		return nil
+	}
+	return t.err
+}
+
+// refusal returns the error of a mutation that no replica has done, all for want of space. They are made equal again
+// in its range, since each may have written part of it, and stay in sync.
+func (h *holding) refusal(op *mutation) error {
+	if len(op.targets) < 2 || op.kind == wire.KindFlush {
+		return nil
+	}
+	for i := range op.targets {
+		if !errors.Is(op.targets[i].err, ukai.ErrNoSpace) {
+			return nil
+		}
+	}
+	for i := range op.targets[1:] {
+		if err := h.copyRange(h.ctx, op.targets[0].m, op.targets[1+i].m, op.off, op.n, op.stamp); err != nil {
+			return nil // the usual way: those that fail are dropped
+		}
+	}
+	return op.targets[0].err
+}
+
+// orphan lets a mutation go on without its caller.
+func (h *holding) orphan(op *mutation) {
+	op.p = slices.Clone(op.p) // the caller's buffer is its own again
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended {
+		op.finish()
+		return
+	}
+	h.ops.hold() // a release must not overlook it
+	h.work.Go(func() {
+		defer h.ops.leave()
+		defer op.finish()
+		for {
+			changed := h.change()
+			missing, err := h.resend(op)
+			switch {
+			case err != nil:
+				return
+			case missing == 0 && h.sealDone(op):
+				return
+			case missing == 0:
+				op.restart(h)
+				continue
+			}
+			select {
+			case <-changed:
+			case <-h.ctx.Done():
+			}
+		}
+	})
+}
+
+// why says what I/O is waiting for.
+func (h *holding) why() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.whyLocked()
+}
+
+func (h *holding) whyLocked() error {
+	if v := h.view.Load(); v.suspended != nil {
+		return v.suspended
+	}
+	if h.obstacle != nil {
+		return fmt.Errorf("%w: %w", ukai.ErrSuspended, h.obstacle)
+	}
+	for _, m := range h.view.Load().all {
+		if m.link.Load() == nil && m.failure != nil {
+			return fmt.Errorf("%w: %w", ukai.ErrSuspended, m.failure)
+		}
+	}
+	return nil
+}
