@@ -2,11 +2,14 @@ package fusefs
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +45,8 @@ var children = map[string]func(path string) error{
 	"write": childWrite,
 	"mmap":  childMmap,
 	"posix": childPosix,
+
+	"rootless": childRootless,
 }
 
 // childWrite writes one page.
@@ -106,4 +111,42 @@ func childPosix(path string) error {
 	fmt.Println("closed another")
 	in.Scan()
 	return f.Close()
+}
+
+// childRootless mounts, looks at a disk, writes to it and unmounts.
+func childRootless(string) error {
+	base, err := os.MkdirTemp("", "fusefs")
+	if err != nil {
+		return err
+	}
+	n := newNode()
+	n.create("vm1", 1<<20)
+	m, err := Open(Config{Dir: filepath.Join(base, "disks"), Disks: n})
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(m.Dir(), "vm1"), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(make([]byte, 4096), 0); err != nil {
+		return err
+	}
+	if err := m.Unmount(shortly()); err == nil || !strings.Contains(err.Error(), "open: vm1") {
+		return fmt.Errorf("unmount while a file is open: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := m.Unmount(context.Background()); err != nil {
+		return err
+	}
+	return os.RemoveAll(base)
+}
+
+// shortly returns a context that ends soon.
+func shortly() context.Context {
+	ctx, stop := context.WithCancel(context.Background())
+	time.AfterFunc(50*time.Millisecond, stop)
+	return ctx
 }
