@@ -15,7 +15,9 @@ const maxTold = 24
 type Choice struct {
 	Nodes    []ukai.NodeID // all different, best first
 	Reasons  []Reason      // of every node that was considered, by name
-	Unmet    string        // what a rule that is preferred, not strict, could not get, and why; else empty
+	Unmet    string        // what the rule could not get, why, and what would help; empty if it is met
+	Missing  string        // of Unmet only what: "dc=tokyo gets 1 of 2"
+	Help     string        // of Unmet only what would help
 	Warnings []string      // what is allowed but may turn out badly
 }
 
@@ -91,9 +93,9 @@ func choose(rule Rule, diskBytes, need int64, nodes []Node, near Near) (Choice, 
 	if got == nil {
 		return c, nil
 	}
-	c.Unmet = explain(rule, need, nodes, c.Reasons, got)
+	c.Unmet, c.Missing, c.Help = explain(rule, need, nodes, c.Reasons, got)
 	if rule.Mode == Strict || len(set) < rule.InSync() {
-		return Choice{Reasons: c.Reasons, Unmet: c.Unmet}, fmt.Errorf("rule %q: %w: %s", rule, ukai.ErrUnmet, c.Unmet)
+		return Choice{Reasons: c.Reasons, Unmet: c.Unmet, Missing: c.Missing, Help: c.Help}, fmt.Errorf("rule %q: %w: %s", rule, ukai.ErrUnmet, c.Unmet)
 	}
 	return c, nil
 }
@@ -175,7 +177,7 @@ func why(rule Rule, need int64, n Node, chosen []Node, isChosen bool) string {
 }
 
 // explain says which terms are short, why each node does not help, and what would. got is what could be placed.
-func explain(rule Rule, need int64, nodes []Node, list []Reason, got []int) string {
+func explain(rule Rule, need int64, nodes []Node, list []Reason, got []int) (unmet, missing, remedy string) {
 	var short, told, help []string
 	for t, term := range rule.Terms {
 		if got[t] == term.Count {
@@ -202,7 +204,8 @@ func explain(rule Rule, need int64, nodes []Node, list []Reason, got []int) stri
 		help = append(help, "or accept fewer for now with --prefer")
 	}
 	slices.Sort(help[:len(help)-1])
-	return fmt.Sprintf("%s (%s); what would help: %s", strings.Join(short, ", "), strings.Join(told, "; "), strings.Join(slices.Compact(help), ", "))
+	missing, remedy = strings.Join(short, ", "), strings.Join(slices.Compact(help), ", ")
+	return fmt.Sprintf("%s (%s); what would help: %s", missing, strings.Join(told, "; "), remedy), missing, remedy
 }
 
 // remedies names what stands between a term and nodes that could serve it.

@@ -1,0 +1,429 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/admin"
+	"ukai/node/cell"
+	"ukai/node/place"
+	"ukai/node/volume"
+)
+
+// find returns what the catalog knows of a disk, by name or id.
+func (n *Node) find(name string, removed bool) (d *crdt.Disk, err error) {
+	n.mesh.View(func(c *crdt.Catalog) { d, err = diskByName(c, name, removed) })
+	return d, err
+}
+
+// Disk implements admin.Backend.
+func (n *Node) Disk(_ context.Context, disk string) (admin.Disk, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	return n.show(n.people(), d), nil
+}
+
+// Disks implements admin.Backend.
+func (n *Node) Disks(_ context.Context, removed bool) ([]admin.Disk, error) {
+	var found []*crdt.Disk
+	n.mesh.View(func(c *crdt.Catalog) {
+		for d := range c.Disks() {
+			if d.Live() && !removed || removed && d.Removed.Value && !d.Deleted() {
+				found = append(found, d)
+			}
+		}
+	})
+	people := n.people()
+	list := make([]admin.Disk, 0, len(found))
+	for _, d := range found {
+		list = append(list, n.show(people, d))
+	}
+	slices.SortFunc(list, func(a, b admin.Disk) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), slices.Compare(a.ID[:], b.ID[:]))
+	})
+	return list, nil
+}
+
+// show tells everything about a disk.
+func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
+	rec, ok := d.Record()
+	if !ok {
+		out := admin.Disk{ID: d.ID, State: admin.DiskConflict, Why: "its record has not come yet", Replicas: []admin.Replica{}, Arbiters: []admin.Arbiter{}}
+		if d.Conflict() {
+			out.Why = fmt.Sprintf("it has %d histories after forced takeovers", len(d.View))
+		}
+		out.Name = d.Name.Value
+		return out
+	}
+	out := n.describe(p, rec, d.Rule.Value)
+	out.Name, out.Created = d.Name.Value, d.Born.Stamp.Time()
+	for i := range out.Warnings {
+		out.Warnings[i].Disk = out.Name
+	}
+	switch {
+	case d.Removed.Value:
+		since := d.Removed.Stamp.Time()
+		out.State, out.Removed = admin.DiskRemoved, &admin.Removed{Since: since, Until: since.Add(grace(d))}
+	case n.cfg.MountDir != "":
+		out.Path = filepath.Join(n.cfg.MountDir, out.Name)
+	}
+	return out
+}
+
+func grace(d *crdt.Disk) time.Duration {
+	if p, ok := d.Policy[policyGrace]; ok {
+		if seconds, err := strconv.ParseInt(p.Value, 10, 64); err == nil && seconds >= 0 {
+			return time.Duration(seconds) * time.Second
+		}
+	}
+	return graceDefault
+}
+
+// describe tells what a record says, and what this node knows beside it. The name is the caller's to add.
+func (n *Node) describe(p people, rec crdt.Record, rule string) admin.Disk {
+	out := admin.Disk{
+		ID: rec.Disk, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: rule, RuleMet: true, MinSync: rec.MinSync,
+		OnLoss: rec.OnLoss.String(), Ack: rec.Ack.String(), Quorum: rec.Quorum.String(), Epoch: rec.Epoch.String(), Version: rec.Version,
+		State: admin.DiskIdle,
+	}
+	warn := func(level admin.Level, code, remedy, format string, args ...any) {
+		out.Warnings = append(out.Warnings, admin.Warning{Level: level, Code: code, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	}
+	if rec.Quorum == crdt.PreferredNode {
+		out.Quorum = "preferred " + p.ref(rec.Preferred).String()
+	}
+	switch rec.Phase {
+	case crdt.PhaseRecovering:
+		out.State = admin.DiskRecovering
+	case crdt.PhaseActive:
+		out.State = admin.DiskAttached
+	case crdt.PhaseReleased, crdt.PhaseDeleted:
+	}
+	if rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering {
+		holder := p.ref(rec.Holder)
+		out.Holder = &holder
+		if !p.alive(rec.Holder) {
+			warn(admin.Warn, "holder-dead", "the next host that opens the disk takes over", "disk is attached on %s, which does not answer", holder)
+		}
+	}
+	if held, ok := n.host.Held(rec.Disk); ok {
+		out.State, out.Why = stateOf(held)
+	}
+	allocated := n.replicas.Allocated(rec.Disk)
+	for _, g := range rec.Groups {
+		for _, m := range g.Members {
+			r := n.replica(p, m, allocated)
+			out.AllocatedBytes = max(out.AllocatedBytes, r.AllocatedBytes)
+			out.Replicas = append(out.Replicas, r)
+		}
+		alive := 0
+		for _, m := range g.InSync() {
+			if p.alive(m.Node) {
+				alive++
+			}
+		}
+		switch {
+		case alive == 0:
+			warn(admin.Critical, "no-replica", "bring one of its nodes back", "no node with an in-sync replica of disk answers")
+		case alive < rec.MinSync:
+			warn(admin.Critical, "too-few-replicas", "bring one of its nodes back", "%d in-sync replicas answer, %d are needed to write", alive, rec.MinSync)
+		}
+	}
+	reachable := 0
+	for _, id := range rec.Arbiters {
+		a := admin.Arbiter{Node: p.ref(id), Labels: p.labels(id), Reachable: p.alive(id)}
+		if a.Reachable {
+			reachable++
+		}
+		out.Arbiters = append(out.Arbiters, a)
+	}
+	if reachable <= len(rec.Arbiters)/2 {
+		warn(admin.Critical, "no-quorum", "bring arbiters back", "%d of %d arbiters answer: the disk can neither be attached nor lose a replica without stopping", reachable, len(rec.Arbiters))
+	}
+	candidates := p.candidates()
+	for _, text := range place.Risks(rec.Arbiters, candidates) {
+		warn(admin.Notice, "arbiters", "", "%s", text)
+	}
+	if parsed, err := place.ParseText(rule); rule != "" && err == nil {
+		if s := place.Check(parsed, rec, candidates); !s.Met {
+			out.RuleMet = false
+			warn(admin.Warn, "rule-unmet", "ukai-node place show", "rule %s is not met: %s", rule, strings.Join(s.Differences, "; "))
+		}
+	}
+	return out
+}
+
+// stateOf puts what the volume says into a disk's state.
+func stateOf(s volume.Status) (admin.DiskState, string) {
+	switch {
+	case s.Ended != "":
+		return admin.DiskFailed, s.Ended
+	case s.Suspended != "":
+		return admin.DiskSuspended, s.Suspended
+	}
+	return admin.DiskAttached, ""
+}
+
+func (n *Node) replica(p people, m crdt.Member, allocated map[ukai.ReplicaID]int64) admin.Replica {
+	r := admin.Replica{
+		ID: m.Replica, Node: p.ref(m.Node), Labels: p.labels(m.Node), Role: admin.Role(m.Role.String()), NodeState: p.state(m.Node),
+		AllocatedBytes: allocated[m.Replica],
+	}
+	if m.Role == crdt.Out {
+		r.Why = "it missed writes and has not been brought up to date"
+	}
+	return r
+}
+
+// DiskMap implements admin.Backend.
+func (n *Node) DiskMap(_ context.Context, disk string) (admin.Map, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Map{}, err
+	}
+	rec, err := n.known(d.ID)
+	if err != nil {
+		return admin.Map{}, err
+	}
+	p := n.people()
+	out := admin.Map{
+		Disk: admin.DiskRef{ID: d.ID, Name: d.Name.Value}, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Blocks: rec.Blocks(),
+		Epoch: rec.Epoch.String(), Version: rec.Version,
+	}
+	if rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering {
+		holder := p.ref(rec.Holder)
+		out.Holder = &holder
+	}
+	allocated := n.replicas.Allocated(rec.Disk)
+	if len(rec.Groups) > 1 {
+		allocated = nil // a replica's space is not known per run
+	}
+	first := ukai.Index(0)
+	for _, run := range rec.Runs {
+		g := rec.Group(run.Group)
+		r := admin.MapRun{First: first, Count: run.Count, Group: int(run.Group), Generation: g.Generation}
+		for _, m := range g.Members {
+			loc := n.replica(p, m, allocated)
+			r.AllocatedBytes = max(r.AllocatedBytes, loc.AllocatedBytes)
+			r.Locations = append(r.Locations, loc)
+		}
+		out.Runs = append(out.Runs, r)
+		first += ukai.Index(run.Count)
+	}
+	return out, nil
+}
+
+// ResizeDisk implements admin.Backend. The holder resizes; without one this node attaches the disk for it.
+func (n *Node) ResizeDisk(ctx context.Context, disk string, r admin.ResizeDisk) (admin.Disk, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	if err := ukai.CheckDiskSize(r.SizeBytes); err != nil {
+		return admin.Disk{}, err
+	}
+	rec, err := n.known(d.ID)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	if r.SizeBytes < rec.Size {
+		return admin.Disk{}, fmt.Errorf("resize disk %s to %d bytes: %w: it has %d, and making it smaller would destroy what lies beyond the new end; create a smaller disk and copy what it should have",
+			d.Name.Value, r.SizeBytes, ukai.ErrUnsupported, rec.Size)
+	}
+	if r.SizeBytes > rec.Size {
+		if err := n.host.Disk(d.ID, d.Name.Value).Resize(ctx, r.SizeBytes); err != nil {
+			var held *ukai.HeldError
+			if !errors.As(err, &held) || held.Node == n.id {
+				return admin.Disk{}, fmt.Errorf("resize disk %s: %w", d.Name.Value, err)
+			}
+			return n.resizeAt(ctx, held.Node, d, r)
+		}
+	}
+	return n.Disk(ctx, d.ID.String())
+}
+
+// resizeAt lets the holder's node do it.
+func (n *Node) resizeAt(ctx context.Context, holder ukai.NodeID, d *crdt.Disk, r admin.ResizeDisk) (admin.Disk, error) {
+	client := admin.NewClient(admin.ClientConfig{Dial: func(ctx context.Context) (net.Conn, error) { return n.DialAdmin(ctx, holder.String()) }})
+	defer client.Close()
+	if _, err := client.ResizeDisk(ctx, d.ID.String(), r); err != nil {
+		return admin.Disk{}, err
+	}
+	if _, err := n.cells.Read(ctx, d.ID); err != nil { // learn what was committed there
+		return admin.Disk{}, err
+	}
+	return n.Disk(ctx, d.ID.String())
+}
+
+// RemoveDisk implements admin.Backend.
+func (n *Node) RemoveDisk(ctx context.Context, disk string, r admin.RemoveDisk) (admin.Disk, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	if d.Removed.Value {
+		return admin.Disk{}, fmt.Errorf("disk %s: %w: it is removed already", d.Name.Value, ukai.ErrNotFound)
+	}
+	name := d.Name.Value
+	rec, err := n.settled(ctx, d)
+	if err != nil {
+		return admin.Disk{}, fmt.Errorf("remove disk %s: %w", name, err)
+	}
+	if rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering {
+		return admin.Disk{}, fmt.Errorf("remove disk %s: %w: stop what uses it first", name, n.held(rec))
+	}
+	seconds := int64(graceDefault / time.Second)
+	if r.GraceSeconds != nil {
+		seconds = *r.GraceSeconds
+	}
+	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
+		policy, err := c.SetPolicy(d.ID, policyGrace, strconv.FormatInt(seconds, 10), stamp())
+		if err != nil {
+			return policy, err
+		}
+		removed, err := c.SetRemoved(d.ID, true, stamp())
+		return policy.Join(removed), err
+	})
+	if err != nil {
+		return admin.Disk{}, fmt.Errorf("remove disk %s: %w", name, err)
+	}
+	n.events.add(admin.Event{Level: admin.Notice, Kind: "disk-removed", Disk: name,
+		Text: fmt.Sprintf("disk %s was removed; it can be restored for %v", name, time.Duration(seconds)*time.Second)})
+	if seconds == 0 {
+		n.deleteExpired(ctx)
+	}
+	gone, err := n.findByID(d.ID)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	return n.show(n.people(), gone), nil
+}
+
+// held returns the error that names a record's holder.
+func (n *Node) held(rec crdt.Record) error {
+	return &ukai.HeldError{Node: rec.Holder, Name: hearsay{n}.NodeName(rec.Holder)}
+}
+
+// settled returns the committed record, after this node has let go of a disk it holds for nobody.
+func (n *Node) settled(ctx context.Context, d *crdt.Disk) (crdt.Record, error) {
+	if err := n.host.Disk(d.ID, d.Name.Value).Yield(ctx); err != nil && !errors.Is(err, ukai.ErrNotAttached) {
+		return crdt.Record{}, err
+	}
+	return n.cells.Read(ctx, d.ID)
+}
+
+// RestoreDisk implements admin.Backend.
+func (n *Node) RestoreDisk(_ context.Context, disk string, r admin.RestoreDisk) (admin.Disk, error) {
+	d, err := n.find(disk, true)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	if !d.Removed.Value {
+		return admin.Disk{}, fmt.Errorf("restore disk %s: %w: it is not removed", d.Name.Value, ukai.ErrExists)
+	}
+	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (all crdt.Delta, err error) {
+		if r.Name != "" && r.Name != d.Name.Value {
+			if all, err = c.RenameDisk(d.ID, r.Name, stamp()); err != nil {
+				return all, err
+			}
+		}
+		back, err := c.SetRemoved(d.ID, false, stamp())
+		return all.Join(back), err
+	})
+	if err != nil {
+		return admin.Disk{}, fmt.Errorf("restore disk %s: %w", d.Name.Value, err)
+	}
+	if d, err = n.findByID(d.ID); err != nil {
+		return admin.Disk{}, err
+	}
+	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-restored", Disk: d.Name.Value, Text: fmt.Sprintf("disk %s was restored", d.Name.Value)})
+	return n.show(n.people(), d), nil
+}
+
+func (n *Node) findByID(id ukai.DiskID) (*crdt.Disk, error) {
+	var d *crdt.Disk
+	n.mesh.View(func(c *crdt.Catalog) { d, _ = c.Disk(id) })
+	if d == nil {
+		return nil, fmt.Errorf("disk %v: %w", id, ukai.ErrNotFound)
+	}
+	return d, nil
+}
+
+// RenameDisk implements admin.Backend.
+func (n *Node) RenameDisk(ctx context.Context, disk string, r admin.RenameDisk) (admin.Disk, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	if err := ukai.CheckName("disk", r.Name); err != nil {
+		return admin.Disk{}, err
+	}
+	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
+		return c.RenameDisk(d.ID, r.Name, stamp())
+	})
+	if err != nil {
+		return admin.Disk{}, fmt.Errorf("rename disk %s to %s: %w", d.Name.Value, r.Name, err)
+	}
+	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-renamed", Disk: r.Name, Text: fmt.Sprintf("disk %s is now called %s", d.Name.Value, r.Name)})
+	return n.Disk(ctx, d.ID.String())
+}
+
+// deleteExpired ends, in their quorum records, the disks whose grace time is over. Every node tries; the first one wins, and the others find
+// it done.
+func (n *Node) deleteExpired(ctx context.Context) {
+	var expired []*crdt.Disk
+	now := time.Now()
+	n.mesh.View(func(c *crdt.Catalog) {
+		for d := range c.Disks() {
+			if d.Removed.Value && !d.Deleted() && !now.Before(d.Removed.Stamp.Time().Add(grace(d))) {
+				expired = append(expired, d)
+			}
+		}
+	})
+	for _, d := range expired {
+		rec, err := n.settled(ctx, d)
+		if err == nil && rec.Phase != crdt.PhaseDeleted {
+			_, err = n.cells.Propose(ctx, d.ID, cell.Delete{Version: rec.Version})
+		}
+		if err != nil {
+			n.log.Warn("a removed disk cannot be deleted yet; this is tried again", "disk", d.Name.Value, "err", err)
+			continue
+		}
+		n.host.Forget(d.ID)
+		n.events.add(admin.Event{Level: admin.Notice, Kind: "disk-deleted", Disk: d.Name.Value, Text: fmt.Sprintf("disk %s was deleted for good", d.Name.Value)})
+	}
+}
+
+// deleteReplicas frees the space of replicas of deleted disks on this node, after the arbiters have confirmed that the disk is deleted: what
+// gossip does not say, or says, is never a reason to delete.
+func (n *Node) deleteReplicas(ctx context.Context) {
+	for _, r := range n.store.Replicas() {
+		rec, err := n.known(r.Disk)
+		if err != nil || rec.Phase != crdt.PhaseDeleted {
+			continue
+		}
+		if rec, err = n.cells.Read(ctx, r.Disk); err == nil && rec.Phase != crdt.PhaseDeleted {
+			continue
+		}
+		if err == nil {
+			if err = n.replicas.Shut(ctx, r.Disk, r.Replica); err == nil {
+				err = n.store.Remove(ctx, r.Disk, r.Replica)
+			}
+		}
+		if err != nil {
+			n.log.Warn("the space of a deleted disk cannot be freed yet; this is tried again", "disk", r.Disk, "replica", r.Replica, "err", err)
+		}
+	}
+}

@@ -1,0 +1,263 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/admin"
+	"ukai/node/place"
+	"ukai/node/store"
+	"ukai/node/volume"
+	"ukai/node/wire"
+)
+
+// settingDefaultRule is the mesh-wide setting that disks without a rule of their own get.
+const settingDefaultRule = "default-rule"
+
+// fallbackRule is the default rule of a mesh that has none: one copy, anywhere.
+const fallbackRule = "any:1"
+
+// CreateDisk implements admin.Backend. The order matters: replicas exist durably before the record that names them is begun, and gossip
+// hears of the disk only when a majority of its arbiters has that record. A crash in between leaves empty replicas that no
+// record names.
+func (n *Node) CreateDisk(ctx context.Context, d admin.NewDisk) (admin.DiskCreated, error) {
+	rule, rec, choice, err := n.design(d)
+	if err != nil {
+		return admin.DiskCreated{}, err
+	}
+	if d.DryRun {
+		return n.designed(d, rule, rec, choice), nil
+	}
+	made, err := n.makeReplicas(ctx, rec)
+	if err == nil {
+		rec, err = n.cells.Create(ctx, rec)
+	}
+	if err != nil {
+		// Whatever the arbiters have, no majority confirmed it, so nobody was or will be told of this disk.
+		return admin.DiskCreated{}, errors.Join(fmt.Errorf("create disk %s: %w", d.Name, err), n.unmakeReplicas(ctx, rec, made))
+	}
+	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
+		return c.CreateDisk(crdt.Born{Creator: n.id, Stamp: stamp(), Name: d.Name}, rule.String(), rec)
+	})
+	if err != nil {
+		return admin.DiskCreated{}, fmt.Errorf("create disk %s: %w", d.Name, err)
+	}
+	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-created", Disk: d.Name, Text: fmt.Sprintf("disk %s of %d bytes was created by %s", d.Name, rec.Size, rule)})
+	out := admin.DiskCreated{}
+	if out.Disk, err = n.Disk(ctx, rec.Disk.String()); err != nil {
+		return out, err
+	}
+	out.Placement, err = n.Placement(ctx, rec.Disk.String())
+	return out, err
+}
+
+// design decides what a new disk is to be, changing nothing.
+func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, error) {
+	fail := func(err error) (place.Rule, crdt.Record, place.Choice, error) {
+		return place.Rule{}, crdt.Record{}, place.Choice{}, err
+	}
+	if err := ukai.CheckName("disk", d.Name); err != nil {
+		return fail(err)
+	}
+	if err := ukai.CheckDiskSize(d.SizeBytes); err != nil {
+		return fail(err)
+	}
+	if d.BlockSizeBytes == 0 {
+		d.BlockSizeBytes = ukai.DefaultBlockSize
+	}
+	if err := ukai.CheckBlockSize(d.BlockSizeBytes); err != nil {
+		return fail(err)
+	}
+	rec := crdt.Record{
+		Disk: ukai.NewDiskID(), Version: 1, Phase: crdt.PhaseReleased,
+		Size: d.SizeBytes, BlockSize: d.BlockSizeBytes,
+	}
+	switch d.Ack {
+	case "", "all":
+	default:
+		return fail(fmt.Errorf("ack %q: %w: this release acknowledges a write when all in-sync replicas have it; use all", d.Ack, ukai.ErrUnsupported))
+	}
+	if d.OnLoss != "" {
+		if err := rec.OnLoss.UnmarshalText([]byte(d.OnLoss)); err != nil {
+			return fail(err)
+		}
+	}
+	var taken bool
+	var deflt string
+	n.mesh.View(func(c *crdt.Catalog) {
+		taken = len(c.DisksByName(d.Name)) > 0
+		deflt, _ = c.Setting(settingDefaultRule)
+	})
+	if taken {
+		return fail(fmt.Errorf("disk %s: %w; choose another name, or remove that one: ukai-node disk rm %s", d.Name, ukai.ErrExists, d.Name))
+	}
+	if deflt == "" {
+		deflt = fallbackRule
+	}
+	var rule place.Rule
+	var err error
+	if d.Rule != nil {
+		rule, err = parseRule(*d.Rule)
+	} else {
+		rule, err = place.ParseText(deflt)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	people := n.people()
+	candidates := people.candidates()
+	choice, err := place.Initial(rule, d.SizeBytes, candidates, n.mesh.Estimate)
+	if err != nil {
+		return fail(people.refusal(rule, choice, err))
+	}
+	group := crdt.Group{Generation: 1}
+	for _, id := range choice.Nodes {
+		group.Members = append(group.Members, crdt.Member{Replica: ukai.NewReplicaID(), Node: id, Role: crdt.InSync})
+	}
+	slices.SortFunc(group.Members, func(a, b crdt.Member) int {
+		if a.Replica < b.Replica {
+			return -1
+		}
+		return 1
+	})
+	rec.Groups = []crdt.Group{group}
+	rec.Runs = []crdt.Run{{Count: rec.Blocks()}}
+	rec.MinSync = rule.InSync()
+	arbiters, _ := place.Arbiters(choice.Nodes, candidates, n.mesh.Estimate)
+	rec.Arbiters = arbiters
+	return rule, rec, choice, rec.Check()
+}
+
+// makeReplicas makes empty replicas on their nodes, all at once. It returns those that were made, or may have been.
+func (n *Node) makeReplicas(ctx context.Context, rec crdt.Record) ([]crdt.Member, error) {
+	members := rec.Groups[0].Members
+	errs := make([]error, len(members))
+	done := make(chan struct{})
+	for i, m := range members {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			errs[i] = n.makeReplica(ctx, rec, m)
+		}()
+	}
+	for range members {
+		<-done
+	}
+	var made []crdt.Member
+	for i, err := range errs {
+		if err == nil || !errors.Is(err, ukai.ErrUnreachable) {
+			made = append(made, members[i])
+		}
+	}
+	return made, errors.Join(errs...)
+}
+
+func (n *Node) makeReplica(ctx context.Context, rec crdt.Record, m crdt.Member) error {
+	if m.Node == n.id {
+		if err := n.takesReplicas(); err != nil {
+			return err
+		}
+		return n.store.Create(ctx, rec.Disk, m.Replica, store.ReplicaConfig{Size: rec.Size, BlockSize: rec.BlockSize})
+	}
+	_, err := n.call(ctx, m.Node, volume.CreateReplica(&rec, m.Replica))
+	return err
+}
+
+// unmakeReplicas removes the replicas of a disk that did not come to be. What cannot be removed stays as an orphan, which costs nothing
+// but its name; that is told in the error.
+func (n *Node) unmakeReplicas(ctx context.Context, rec crdt.Record, made []crdt.Member) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	var errs []error
+	for _, m := range made {
+		var err error
+		if m.Node == n.id {
+			err = n.dropNewReplica(ctx, rec.Disk, m.Replica)
+		} else {
+			_, err = n.call(ctx, m.Node, &wire.Message{Kind: wire.KindRetireReplica, Disk: rec.Disk, Replica: m.Replica})
+		}
+		if err != nil && !errors.Is(err, ukai.ErrNotFound) {
+			errs = append(errs, fmt.Errorf("an empty replica may be left behind: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropNewReplica removes a replica that was made for a disk which then did not come to be: one that was never sealed, and that no record known
+// here names.
+func (n *Node) dropNewReplica(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) error {
+	if rec, err := n.known(disk); err == nil {
+		return fmt.Errorf("replica %v: %w: disk %v exists, at version %d of its record", replica, ukai.ErrRejected, disk, rec.Version)
+	}
+	for _, r := range n.store.Replicas() {
+		if r.Disk == disk && r.Replica == replica {
+			if r.Header.State != store.StateNew {
+				return fmt.Errorf("replica %v: %w: it has been used", replica, ukai.ErrRejected)
+			}
+			if err := n.replicas.Shut(ctx, disk, replica); err != nil {
+				return err
+			}
+			return n.store.Remove(ctx, disk, replica)
+		}
+	}
+	return fmt.Errorf("replica %v: %w", replica, ukai.ErrNotFound)
+}
+
+// takesReplicas says why no replica may be made here, or nil.
+func (n *Node) takesReplicas() error {
+	if err := n.fit(); err != nil {
+		return err
+	}
+	witness := n.cfg.Witness
+	n.mesh.View(func(c *crdt.Catalog) {
+		if me, ok := c.Node(n.id); ok && me.IsWitness() {
+			witness = true
+		}
+	})
+	if witness {
+		return &ukai.NodeError{Node: n.id, Name: n.cfg.Name, Err: fmt.Errorf("%w: a witness stores no blocks", ukai.ErrPermission)}
+	}
+	return nil
+}
+
+func parseRule(r admin.Rule) (place.Rule, error) {
+	o := place.Options{Spread: r.Spread, MinSync: r.MinSync}
+	if r.Prefer {
+		o.Mode = place.Prefer
+	}
+	return place.ParseRule(r.Terms, o)
+}
+
+// refusal makes an admin.Refusal of a rule that cannot be met.
+func (p people) refusal(rule place.Rule, c place.Choice, err error) error {
+	if !errors.Is(err, ukai.ErrUnmet) || len(c.Reasons) == 0 {
+		return err
+	}
+	return &admin.Refusal{
+		Err: fmt.Errorf("rule %q: %w: %s", rule, ukai.ErrUnmet, c.Missing), Reasons: p.reasons(c.Reasons), Remedy: c.Help,
+	}
+}
+
+func (p people) reasons(list []place.Reason) []admin.Reason {
+	var out []admin.Reason
+	for _, r := range list {
+		out = append(out, admin.Reason{Node: p.ref(r.Node), Labels: p.labels(r.Node), Chosen: r.Chosen, Why: r.Why})
+	}
+	slices.SortFunc(out, func(a, b admin.Reason) int { return strings.Compare(a.Node.Name, b.Node.Name) })
+	return out
+}
+
+// designed is the answer to a dry run.
+func (n *Node) designed(d admin.NewDisk, rule place.Rule, rec crdt.Record, choice place.Choice) admin.DiskCreated {
+	people := n.people()
+	disk := n.describe(people, rec, rule.String())
+	disk.Name, disk.ID = d.Name, ukai.DiskID{}
+	p := n.placement(people, admin.DiskRef{Name: d.Name}, rule.String(), &rec)
+	p.Reasons, p.DryRun = people.reasons(choice.Reasons), true
+	return admin.DiskCreated{Disk: disk, Placement: p}
+}

@@ -1,0 +1,135 @@
+package node
+
+import (
+	"fmt"
+	"strings"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/gossip"
+	"ukai/node/admin"
+	"ukai/node/place"
+)
+
+// nodeByName finds a node by its name, or by its id in 32 hexadecimal digits.
+func nodeByName(c *crdt.Catalog, name string) (*crdt.Node, error) {
+	switch found := c.NodesByName(name); len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+	default:
+		ids := make([]string, len(found))
+		for i, n := range found {
+			ids[i] = n.ID.String()
+		}
+		return nil, fmt.Errorf("node %q: %w: %d nodes have that name; use an id: %s", name, ukai.ErrInvalid, len(found), strings.Join(ids, ", "))
+	}
+	if id, err := ukai.ParseNodeID(name); err == nil {
+		if n, ok := c.Node(id); ok && !n.Retired {
+			return n, nil
+		}
+	}
+	return nil, fmt.Errorf("node %q: %w; `ukai-node status` lists the nodes", name, ukai.ErrNotFound)
+}
+
+// diskByName finds a disk by its name, or by its id in 32 hexadecimal digits. A removed disk is found by its id, and with removed
+// by the name it had.
+func diskByName(c *crdt.Catalog, name string, removed bool) (*crdt.Disk, error) {
+	found := c.DisksByName(name)
+	if removed {
+		found = c.RemovedByName(name)
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+	default:
+		ids := make([]string, len(found))
+		for i, d := range found {
+			ids[i] = d.ID.String()
+		}
+		return nil, fmt.Errorf("disk %q: %w: %d disks have that name; use an id, and rename one: %s", name, ukai.ErrInvalid, len(found), strings.Join(ids, ", "))
+	}
+	if id, err := ukai.ParseDiskID(name); err == nil {
+		if d, ok := c.Disk(id); ok && !d.Deleted() {
+			return d, nil
+		}
+	}
+	if gone := c.RemovedByName(name); !removed && len(gone) > 0 {
+		return nil, fmt.Errorf("disk %q: %w: it was removed; get it back with: ukai-node disk restore %s", name, ukai.ErrNotFound, name)
+	}
+	what := "`ukai-node disk ls` lists the disks"
+	if removed {
+		what = "`ukai-node disk ls --removed` lists those that can be restored"
+	}
+	return nil, fmt.Errorf("disk %q: %w; %s", name, ukai.ErrNotFound, what)
+}
+
+// people is a consistent look at the nodes: what the catalog says of them and what membership thinks.
+type people struct {
+	nodes   map[ukai.NodeID]*crdt.Node
+	members map[ukai.NodeID]gossip.Member
+}
+
+func (n *Node) people() people {
+	p := people{nodes: map[ukai.NodeID]*crdt.Node{}, members: map[ukai.NodeID]gossip.Member{}}
+	for _, m := range n.mesh.Members() {
+		p.members[m.ID] = m
+	}
+	n.mesh.View(func(c *crdt.Catalog) {
+		for node := range c.Nodes() {
+			p.nodes[node.ID] = node
+		}
+	})
+	return p
+}
+
+// name returns a node's name, "" if it was never heard of.
+func (p people) name(id ukai.NodeID) string {
+	if n, ok := p.nodes[id]; ok {
+		return n.Info.Name
+	}
+	return p.members[id].Name
+}
+
+func (p people) ref(id ukai.NodeID) admin.NodeRef { return admin.NodeRef{ID: id, Name: p.name(id)} }
+
+func (p people) labels(id ukai.NodeID) ukai.Labels {
+	if n, ok := p.nodes[id]; ok {
+		return n.LabelSet()
+	}
+	return nil
+}
+
+func (p people) state(id ukai.NodeID) admin.NodeState {
+	m, ok := p.members[id]
+	if !ok {
+		return admin.NodeDead
+	}
+	return admin.NodeState(m.State.String())
+}
+
+func (p people) alive(id ukai.NodeID) bool {
+	m, ok := p.members[id]
+	return ok && (m.State == gossip.Alive || m.State == gossip.Suspect)
+}
+
+// candidates returns the nodes as the planner sees them.
+func (p people) candidates() []place.Node {
+	var list []place.Node
+	for id, n := range p.nodes {
+		if n.Retired {
+			continue
+		}
+		c := place.Node{
+			ID: id, Name: n.Info.Name, Labels: n.LabelSet(),
+			CapacityBytes: n.Info.CapacityBytes, FreeBytes: n.Info.FreeBytes, ReserveBytes: n.Info.ReserveBytes,
+			Witness: n.IsWitness(), Drain: n.Drain.Value, NoNew: n.NoNew.Value, Alive: p.alive(id),
+		}
+		if !c.Alive {
+			c.DownSince = p.members[id].Since
+		}
+		list = append(list, c)
+	}
+	return list
+}

@@ -1,0 +1,91 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"ukai"
+	"ukai/crdt/codec"
+	"ukai/gossip"
+	"ukai/node/wire"
+)
+
+// serveTime bounds how long a request of a peer may be worked on here before its asker has surely given up.
+const serveTime = 30 * time.Second
+
+// serve takes one request of a peer. It runs on the connection's reader and does not block.
+func (n *Node) serve(r *wire.Request) {
+	select {
+	case <-n.open:
+	default:
+		r.Reply(wire.Reply{}, fmt.Errorf("node %s: %w: still starting", n.cfg.Name, ukai.ErrUnreachable))
+		return
+	}
+	switch r.Kind {
+	case wire.KindPing:
+		r.Reply(wire.Reply{}, nil)
+	case wire.KindPrepare, wire.KindAccept, wire.KindInit:
+		n.answer(r, func(ctx context.Context) ([]byte, error) { return n.cells.serve(ctx, r) })
+	case wire.KindForward, wire.KindYield:
+		n.host.Serve(r)
+	case wire.KindRetireReplica:
+		n.answer(r, func(ctx context.Context) ([]byte, error) { return nil, n.dropNewReplica(ctx, r.Disk, r.Replica) })
+	case wire.KindPull:
+		n.answer(r, func(context.Context) ([]byte, error) { return n.opinion(r.Payload) })
+	case wire.KindCreateReplica:
+		if err := n.takesReplicas(); err != nil {
+			r.Reply(wire.Reply{}, err)
+			return
+		}
+		n.replicas.Serve(r)
+	default:
+		if err := n.fit(); err != nil {
+			r.Reply(wire.Reply{}, err)
+			return
+		}
+		n.replicas.Serve(r)
+	}
+}
+
+// answer runs f for a request in a goroutine; the wire bounds how many requests of a peer are unanswered.
+func (n *Node) answer(r *wire.Request, f func(context.Context) ([]byte, error)) {
+	if !n.spawn(func() {
+		ctx, cancel := context.WithTimeout(n.ctx, serveTime)
+		defer cancel()
+		payload, err := f(ctx)
+		r.Reply(wire.Reply{Payload: payload}, err)
+	}) {
+		r.Reply(wire.Reply{}, fmt.Errorf("node %s: %w", n.cfg.Name, ukai.ErrClosed))
+	}
+}
+
+// question asks a node whether it holds another one for dead; the answer has the same form.
+type question struct {
+	Node ukai.NodeID `cbor:"1,keyasint"`
+	Dead bool        `cbor:"2,keyasint,omitempty"`
+}
+
+// opinion answers a question about a node's health from what membership says here.
+func (n *Node) opinion(payload []byte) ([]byte, error) {
+	var q question
+	if err := codec.Unmarshal(payload, &q); err != nil {
+		return nil, err
+	}
+	q.Dead = n.holdsDead(q.Node)
+	return codec.Marshal(q)
+}
+
+// holdsDead says whether membership here has given up on a node. This only allows an attempt to take over; what makes that safe is the
+// quorum record and the fence.
+func (n *Node) holdsDead(id ukai.NodeID) bool {
+	if id == n.id {
+		return false
+	}
+	for _, m := range n.mesh.Members() {
+		if m.ID == id {
+			return m.State == gossip.Dead || m.State == gossip.Left
+		}
+	}
+	return true
+}
