@@ -52,7 +52,7 @@ type Rule struct {
 	MinSync int // 0: DefaultMinSync
 }
 
-// Term asks for Count replicas on nodes of which all conditions hold.
+// Term asks for Count replicas on nodes of which all conditions hold: any node if there are none.
 type Term struct {
 	Conditions []Condition // sorted
 	Count      int
@@ -65,8 +65,11 @@ type Condition struct {
 }
 
 const (
-	nodeKey  = "node"
-	examples = "for example dc=tokyo:2, dc=osaka+ssd=yes:1, dc!=tokyo:1 or node=t1:1"
+	nodeKey = "node"
+	// anyNode is the selector of a term without conditions.
+	anyNode = "any"
+
+	examples = "for example dc=tokyo:2, dc=osaka+ssd=yes:1, dc!=tokyo:1, node=t1:1 or any:2"
 )
 
 // Replicas returns how many copies the rule asks for.
@@ -108,6 +111,9 @@ func (r Rule) String() string {
 func (t Term) String() string { return t.selector() + ":" + strconv.Itoa(t.Count) }
 
 func (t Term) selector() string {
+	if len(t.Conditions) == 0 {
+		return anyNode
+	}
 	parts := make([]string, len(t.Conditions))
 	for i, c := range t.Conditions {
 		parts[i] = c.String()
@@ -215,6 +221,9 @@ func parseTerm(text string) (Term, error) {
 		return Term{}, bad(text, "count %q must be a number from 1 to %d", number, MaxReplicas)
 	}
 	t := Term{Count: count}
+	if selector == anyNode {
+		return t, nil
+	}
 	for part := range strings.SplitSeq(selector, "+") {
 		c, err := parseCondition(text, part)
 		if err != nil {
