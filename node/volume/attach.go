@@ -41,6 +41,9 @@ func (d *Disk) open(ctx context.Context, how claiming) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, d.host.cfg.AttachTimeout, fmt.Errorf("not attached within %v: %w", d.host.cfg.AttachTimeout, ukai.ErrTimeout))
 		defer cancel()
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(d.host.attaching, func() { cancel(fmt.Errorf("node: %w", ukai.ErrClosed)) })()
 	if err := d.lock(ctx); err != nil {
 		return err
 	}
@@ -312,7 +315,7 @@ func (h *holding) sealAll(ctx context.Context, t *takeover) error {
 func (h *holding) sealOne(ctx context.Context, m *member, t *takeover) sealOutcome {
 	req := sealRequest{Nonce: h.nonce, Version: t.rec.Version, Size: t.rec.Size}
 	if m.Node == h.host.cfg.Node {
-		local, err := h.host.cfg.Replicas.Open(ctx, h.d.id, m.Replica)
+		local, err := h.host.cfg.Replicas.open(ctx, h.d.id, m.Replica)
 		if err != nil {
 			return sealOutcome{m: m, err: m.named(err)}
 		}

@@ -313,6 +313,9 @@ func (d *Disk) release(ctx context.Context) error {
 	if h.err() != nil {
 		return nil // fenced or poisoned: its guests have been told
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	select {
 	case <-h.ops.close():
 	case <-h.ctx.Done():
@@ -404,8 +407,10 @@ func (d *Disk) lapse(h *holding) {
 	}
 }
 
-// yield lets go of the disk for another node, if nobody here writes it.
-func (d *Disk) yield(ctx context.Context) error {
+// Yield lets go of a disk that this node holds for the time being, without Attach, if nothing was written lately. It
+// waits for that until ctx ends; then the error is a ukai.HeldError. If this node does not hold the disk, the error
+// matches ukai.ErrNotAttached.
+func (d *Disk) Yield(ctx context.Context) error {
 	for {
 		d.mu.Lock()
 		detached, attached := d.detached, d.attached
@@ -443,8 +448,9 @@ func (d *Disk) yield(ctx context.Context) error {
 
 // shut releases the disk because the node stops.
 func (d *Disk) shut(ctx context.Context) error {
-	if err := d.lock(ctx); err != nil {
-		return fmt.Errorf("release %s: %w", d.Name(), err)
+	// Attaching has been called off, so the turn comes soon even if ctx has ended.
+	if err := d.lock(d.host.ctx); err != nil {
+		return nil // stopped by another Close
 	}
 	defer d.unlock()
 	if err := d.release(ctx); err != nil {

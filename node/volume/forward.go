@@ -145,7 +145,7 @@ func (h *Host) answer(r request, m *wire.Message) (wire.Reply, error) {
 	case wire.KindYield:
 		ctx, cancel := context.WithTimeout(h.ctx, yieldPatience)
 		defer cancel()
-		return wire.Reply{}, d.yield(ctx)
+		return wire.Reply{}, d.Yield(ctx)
 	case wire.KindForward:
 		return d.serveForward(r, m)
 	}

@@ -98,7 +98,10 @@ type Host struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	gone   context.Context // already over: waiting under it takes a call back
+
+	attaching context.Context // ends when Close begins: nothing is attached any more
+	refuse    context.CancelFunc
+	gone      context.Context // already over: waiting under it takes a call back
 
 	mu      sync.Mutex
 	closed  bool // no disk is attached any more
@@ -125,6 +128,7 @@ func NewHost(cfg Config) *Host {
 	}
 	h := &Host{cfg: cfg, disks: make(map[ukai.DiskID]*Disk), peers: make(map[ukai.NodeID]*peer)}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.attaching, h.refuse = context.WithCancel(h.ctx)
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
 	h.gone = gone
@@ -187,9 +191,27 @@ func (h *Host) Observe(rec crdt.Record) {
 	}
 }
 
-// Close releases every disk, as far as that is possible before ctx ends, and stops.
-func (h *Host) Close(ctx context.Context) error {
+// Held returns the state of a disk that this node holds; ok says whether it does.
+func (h *Host) Held(id ukai.DiskID) (s Status, ok bool) {
 	h.mu.Lock()
+	d := h.disks[id]
+	h.mu.Unlock()
+	if d == nil || d.holding.Load() == nil {
+		return s, false
+	}
+	s = d.Status()
+	return s, s.Here
+}
+
+// Close releases every disk, as far as that is possible before ctx ends, and stops. If ctx has ended already, nothing is
+// released, as if the process had been killed. A second call returns nil.
+func (h *Host) Close(ctx context.Context) error {
+	h.refuse()
+	h.mu.Lock()
+	if h.stopped {
+		h.mu.Unlock()
+		return nil
+	}
 	h.closed = true
 	disks := make([]*Disk, 0, len(h.disks))
 	for _, d := range h.disks {

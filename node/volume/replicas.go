@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"ukai"
+	"ukai/crdt"
 	"ukai/crdt/codec"
 	"ukai/node/store"
 	"ukai/node/wire"
@@ -20,6 +21,7 @@ type Store interface {
 	Space() (store.Space, error)
 	Create(ctx context.Context, disk ukai.DiskID, rid ukai.ReplicaID, cfg store.ReplicaConfig) error
 	OpenReplica(disk ukai.DiskID, rid ukai.ReplicaID) (store.Replica, error)
+	Replicas() []store.ReplicaInfo
 }
 
 // ReplicasConfig is what Replicas needs to know.
@@ -46,7 +48,7 @@ const (
 // older ones before it answers a seal or a hello.
 type Replicas struct {
 	cfg     ReplicasConfig
-	open    atomic.Pointer[map[replicaKey]*hosted] // copied on change
+	opened  atomic.Pointer[map[replicaKey]*hosted] // copied on change
 	opening chan struct{}                          // lock of 1 around opening and closing, which do I/O
 	workers chan struct{}
 	data    atomic.Int64 // pending
@@ -72,7 +74,7 @@ func NewReplicas(cfg ReplicasConfig) *Replicas {
 	rs := &Replicas{
 		cfg: cfg, opening: make(chan struct{}, 1), workers: make(chan struct{}, cfg.Workers), running: newGate(),
 	}
-	rs.open.Store(&map[replicaKey]*hosted{})
+	rs.opened.Store(&map[replicaKey]*hosted{})
 	rs.ctx, rs.stop = context.WithCancel(context.Background())
 	return rs
 }
@@ -84,10 +86,10 @@ func (rs *Replicas) Close() error {
 	rs.opening <- struct{}{}
 	defer func() { <-rs.opening }()
 	var errs []error
-	for _, h := range *rs.open.Load() {
+	for _, h := range *rs.opened.Load() {
 		errs = append(errs, h.data.Close())
 	}
-	rs.open.Store(&map[replicaKey]*hosted{})
+	rs.opened.Store(&map[replicaKey]*hosted{})
 	return errors.Join(errs...)
 }
 
@@ -107,7 +109,7 @@ func (rs *Replicas) serve(r request) {
 	switch m.Kind {
 	case wire.KindWrite:
 		if len(m.Payload) <= inlineBytes {
-			if h := (*rs.open.Load())[replicaKey{m.Disk, m.Replica}]; h != nil && h.raised(m) && rs.running.enter() {
+			if h := (*rs.opened.Load())[replicaKey{m.Disk, m.Replica}]; h != nil && h.raised(m) && rs.running.enter() {
 				r.reply(wire.Reply{}, rs.named(h.write(rs.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp)))
 				rs.running.leave()
 				return
@@ -154,7 +156,7 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 	case wire.KindCreateReplica:
 		return wire.Reply{}, rs.create(m)
 	}
-	h, err := rs.Open(rs.ctx, m.Disk, m.Replica)
+	h, err := rs.open(rs.ctx, m.Disk, m.Replica)
 	if err != nil {
 		return wire.Reply{}, err
 	}
@@ -203,11 +205,11 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 	return wire.Reply{}, fmt.Errorf("request of kind %v to a replica: %w", m.Kind, ukai.ErrUnsupported)
 }
 
-// Open returns a replica of this node, opened if it is not yet. One that does not exist is never made by this:
+// open returns a replica of this node, opened if it is not yet. One that does not exist is never made by this:
 // errors.Is(err, ukai.ErrNotFound).
-func (rs *Replicas) Open(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) (*hosted, error) {
+func (rs *Replicas) open(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) (*hosted, error) {
 	key := replicaKey{disk, replica}
-	if h := (*rs.open.Load())[key]; h != nil {
+	if h := (*rs.opened.Load())[key]; h != nil {
 		return h, nil
 	}
 	select {
@@ -216,7 +218,7 @@ func (rs *Replicas) Open(ctx context.Context, disk ukai.DiskID, replica ukai.Rep
 		return nil, context.Cause(ctx)
 	}
 	defer func() { <-rs.opening }()
-	if h := (*rs.open.Load())[key]; h != nil {
+	if h := (*rs.opened.Load())[key]; h != nil {
 		return h, nil
 	}
 	data, err := rs.cfg.Store.OpenReplica(disk, replica)
@@ -224,9 +226,9 @@ func (rs *Replicas) Open(ctx context.Context, disk ukai.DiskID, replica ukai.Rep
 		return nil, fmt.Errorf("replica %v: %w", replica, err)
 	}
 	h := newHosted(rs, key, data)
-	all := maps.Clone(*rs.open.Load())
+	all := maps.Clone(*rs.opened.Load())
 	all[key] = h
-	rs.open.Store(&all)
+	rs.opened.Store(&all)
 	return h, nil
 }
 
@@ -240,14 +242,36 @@ func (rs *Replicas) Shut(ctx context.Context, disk ukai.DiskID, replica ukai.Rep
 	}
 	defer func() { <-rs.opening }()
 	key := replicaKey{disk, replica}
-	h := (*rs.open.Load())[key]
+	h := (*rs.opened.Load())[key]
 	if h == nil {
 		return nil
 	}
-	all := maps.Clone(*rs.open.Load())
+	all := maps.Clone(*rs.opened.Load())
 	delete(all, key)
-	rs.open.Store(&all)
+	rs.opened.Store(&all)
 	return h.shut(ctx)
+}
+
+// Allocated returns how many bytes this node's replicas of a disk take. One that does not open is left out.
+func (rs *Replicas) Allocated(disk ukai.DiskID) map[ukai.ReplicaID]int64 {
+	all := make(map[ukai.ReplicaID]int64)
+	for _, info := range rs.cfg.Store.Replicas() {
+		if info.Disk != disk {
+			continue
+		}
+		if h, err := rs.open(rs.ctx, disk, info.Replica); err == nil {
+			all[info.Replica] = h.data.AllocatedBytes()
+		}
+	}
+	return all
+}
+
+// CreateReplica returns the request that makes an empty replica of a disk on another node.
+func CreateReplica(rec *crdt.Record, replica ukai.ReplicaID) *wire.Message {
+	return &wire.Message{
+		Kind: wire.KindCreateReplica, Disk: rec.Disk, Replica: replica,
+		Payload: encode(createRequest{Size: rec.Size, BlockSize: rec.BlockSize}),
+	}
 }
 
 func (rs *Replicas) create(m *wire.Message) error {
@@ -272,7 +296,7 @@ func (rs *Replicas) heartbeat(m *wire.Message) (wire.Reply, error) {
 	}
 	var out heartbeatReply
 	for i, b := range hb.Beats {
-		h, err := rs.Open(rs.ctx, b.Disk, b.Replica)
+		h, err := rs.open(rs.ctx, b.Disk, b.Replica)
 		if err != nil {
 			out.Exceptions = append(out.Exceptions, exception{At: i, Code: ukai.Code(err)})
 			continue

@@ -153,23 +153,9 @@ func (n *testNode) kill() {
 
 // abandon stops a host without releasing anything, as the end of the process would.
 func (h *Host) abandon() {
-	h.mu.Lock()
-	h.closed = true
-	var disks []*Disk
-	for _, d := range h.disks {
-		disks = append(disks, d)
-	}
-	h.mu.Unlock()
-	for _, d := range disks {
-		if held := d.holding.Load(); held != nil {
-			held.close()
-		}
-	}
-	h.mu.Lock()
-	h.stopped = true
-	h.mu.Unlock()
-	h.cancel()
-	h.work.Wait()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = h.Close(ctx)
 }
 
 // restart brings a killed node back; power says whether it lost what was not synced.
@@ -591,7 +577,7 @@ func (w *world) wantRead(n int, off int64, want []byte) {
 // raw returns what the replica of a node holds, without asking its fence.
 func (n *testNode) raw(off, size int64) []byte {
 	p := make([]byte, size)
-	h, err := n.replicas.Load().Open(context.Background(), n.w.disk, n.rid)
+	h, err := n.replicas.Load().open(context.Background(), n.w.disk, n.rid)
 	if err == nil {
 		err = h.data.ReadAt(p, off)
 	}
