@@ -20,20 +20,25 @@ import (
 // also decides how large a transaction may be: 15 %, which is more than MaxBatchBytes and MaxBatchKeys need.
 const memtableBytes = 8 << 20
 
-// badgerDB is the database of a real store.
+// badgerDB is the database of a real store, and syncs it in its own way.
 //
-// badger's SyncWrites syncs once per transaction and so lets nobody share a sync; it is off, and the keeper's group
-// commit calls sync. DB.Sync alone would not do for that: it syncs the log of the *active* memtable only, but not those
-// of memtables that were full and have not reached a table yet (v4.9.6: DB.Sync, ensureRoomForWrite). A change that
-// was the last to fit would not be durable although the Sync after it succeeded. So sync does that part itself: badger
-// numbers the logs, a new one begins when a memtable is full, and a log is removed only once its table is durable
-// (table.CreateTable and the manifest sync). All values stay in the log and the tables, far below the threshold from
-// which badger would write them to its value log; hence no value log needs to be synced, nor collected.
+// badger's SyncWrites syncs once per transaction and lets nobody share a sync, so it is off. DB.Sync does not make
+// durable everything that was written before it: it syncs the log of the *active* memtable, but not those of memtables
+// that were full and have not become a table yet (v4.9.6: DB.Sync, ensureRoomForWrite, handleMemTableFlush). It also
+// holds up every reader and writer of the database meanwhile, and syncs the value log, which is not used here: all
+// values are far below the size from which badger would put them there.
+//
+// So sync syncs the logs. A write to badger has been copied into the shared memory map of its log when it returns.
+// The logs are numbered; when a memtable is full, its log is left and the next one begun; a log is removed only when
+// its table is durable (table.CreateTable and manifestFile.addChanges both sync). Hence what was written before a sync
+// is in the log that was active at the sync before it, or in a later one, or durable. A test holds badger to this.
 type badgerDB struct {
 	db  *badger.DB
 	dir string
-	// log is the number of the newest memtable log that the last sync knew of. Only sync uses it, one at a time.
-	log int
+
+	// Only sync uses these, one at a time.
+	log    int      // number of the memtable log that was active at the last sync
+	active *os.File // that log
 }
 
 func openBadger(dir string, log *slog.Logger) (*badgerDB, error) {
@@ -60,13 +65,21 @@ func openBadger(dir string, log *slog.Logger) (*badgerDB, error) {
 			dir, ukai.ErrCorrupt, err)
 	}
 	b := &badgerDB{db: db, dir: dir}
-	if b.log, err = newestLog(dir); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	if err := syncDir(dir); err != nil {
-		return nil, errors.Join(fmt.Errorf("database %s: %w", dir, err), db.Close())
+	if err := b.findLog(); err != nil {
+		return nil, errors.Join(fmt.Errorf("database %s: %w", dir, err), b.close())
 	}
 	return b, nil
+}
+
+// findLog notes the active log, and makes durable what badger itself wrote to begin with.
+func (b *badgerDB) findLog() (err error) {
+	if b.log, err = newestLog(b.dir); err != nil {
+		return err
+	}
+	if b.active, err = os.OpenFile(filepath.Join(b.dir, badgerFileName(b.log)), os.O_RDWR, 0); err != nil {
+		return err
+	}
+	return errors.Join(b.db.Sync(), syncDir(b.dir))
 }
 
 // newestLog returns the number of the active memtable's log.
@@ -87,7 +100,7 @@ func newestLog(dir string) (int, error) {
 		}
 	}
 	if newest == 0 {
-		return 0, fmt.Errorf("database %s: %w: this release of badger names its logs in a way that is not known here", dir, ukai.ErrUnsupported)
+		return 0, fmt.Errorf("%w: this release of badger names its logs in a way that is not known here", ukai.ErrUnsupported)
 	}
 	return newest, nil
 }
@@ -127,39 +140,30 @@ func (b *badgerDB) apply(kvs []KV) error {
 	})
 }
 
-// sync makes durable whatever apply had done when it was called. That is in the logs with numbers from b.log up.
+// sync makes durable whatever apply had done when it was called.
 func (b *badgerDB) sync() error {
-	if err := b.db.Sync(); err != nil {
+	if err := datasync(b.active); err != nil {
 		return err
 	}
-	// Looked at after the Sync: if no log is newer than b.log now, then none was when Sync chose which one to sync.
+	// Looked at after the sync: if no log is newer now, then none was before.
 	newest, err := newestLog(b.dir)
 	if err != nil || newest == b.log {
 		return err
 	}
-	for n := b.log; n <= newest; n++ {
-		if err := syncLog(filepath.Join(b.dir, badgerFileName(n))); err != nil {
+	for n := b.log + 1; n <= newest; n++ {
+		f, err := os.OpenFile(filepath.Join(b.dir, badgerFileName(n)), os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) && n < newest {
+			continue // it is a table by now
+		}
+		if err != nil {
 			return err
 		}
+		if err := errors.Join(f.Sync(), b.active.Close()); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		b.log, b.active = n, f
 	}
-	if err := syncDir(b.dir); err != nil {
-		return err
-	}
-	b.log = newest
-	return nil
-}
-
-// syncLog makes a file's content durable, also what was written through a memory map. A file that is gone was
-// replaced by something durable.
-func syncLog(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return syncDir(b.dir)
 }
 
 func (b *badgerDB) scan(prefix string, f func(k string, v []byte) error) error {
@@ -184,7 +188,11 @@ func (b *badgerDB) scan(prefix string, f func(k string, v []byte) error) error {
 }
 
 func (b *badgerDB) close() error {
-	if err := b.db.Close(); err != nil {
+	err := b.db.Close()
+	if b.active != nil {
+		err = errors.Join(err, b.active.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("close database %s: %w: %v", b.dir, ukai.ErrMedia, err)
 	}
 	return nil

@@ -31,8 +31,10 @@ func openDir(path string) (*dataDir, error) {
 	if path == "" {
 		return nil, fmt.Errorf("data directory: %w: no path given", ukai.ErrInvalid)
 	}
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := errors.Join(os.MkdirAll(path, 0o700), syncDir(filepath.Dir(path))); err != nil {
+			return nil, fmt.Errorf("data directory: %w", err)
+		}
 	}
 	d := &dataDir{path: path}
 	if err := d.take(); err != nil {
@@ -102,7 +104,7 @@ func (d *dataDir) prepare() error {
 	if err := syncDir(d.path); err != nil {
 		return fmt.Errorf("data directory %s: %w", d.path, err)
 	}
-	return syncDir(filepath.Dir(d.path))
+	return nil
 }
 
 func checkFormat(path string, text []byte) error {

@@ -43,6 +43,14 @@ func (d dirFiles) create(k replicaKey, layer uint16, size int64) error {
 	return errors.Join(f.Sync(), f.Close(), syncDir(dir), syncDir(filepath.Dir(dir)), syncDir(d.dir))
 }
 
+func (d dirFiles) exists(k replicaKey) (bool, error) {
+	_, err := os.Lstat(d.replicaDir(k))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 func (d dirFiles) open(k replicaKey, layer uint16) (file, error) {
 	f, err := os.OpenFile(d.path(k, layer), os.O_RDWR, 0)
 	if err != nil {
@@ -53,8 +61,8 @@ func (d dirFiles) open(k replicaKey, layer uint16) (file, error) {
 
 func (d dirFiles) remove(k replicaKey) error {
 	dir := d.replicaDir(k)
-	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if there, err := d.exists(k); err != nil || !there {
+		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return err
@@ -119,9 +127,9 @@ type osFile struct {
 	noPunch atomic.Bool // the file system cannot make holes
 }
 
-// control calls f with the descriptor, which stays open meanwhile, and again while it was interrupted by a signal.
-func (o *osFile) control(op string, f func(fd int) error) error {
-	rc, err := o.SyscallConn()
+// control calls f with a file's descriptor, which stays open meanwhile, and again while it was interrupted by a signal.
+func control(file *os.File, op string, f func(fd int) error) error {
+	rc, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -134,17 +142,20 @@ func (o *osFile) control(op string, f func(fd int) error) error {
 		}
 	})
 	if err == nil && opErr != nil {
-		err = &fs.PathError{Op: op, Path: o.Name(), Err: opErr}
+		err = &fs.PathError{Op: op, Path: file.Name(), Err: opErr}
 	}
 	return err
 }
+
+// datasync makes a file's content durable, also what was written through a shared memory map.
+func datasync(file *os.File) error { return control(file, "fdatasync", unix.Fdatasync) }
 
 // punch leaves the parts of file system blocks at the edges to the kernel, which zeroes them.
 func (o *osFile) punch(off, n int64) error {
 	if o.noPunch.Load() {
 		return o.fillZeros(off, n)
 	}
-	err := o.control("fallocate", func(fd int) error {
+	err := control(o.File, "fallocate", func(fd int) error {
 		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -177,7 +188,7 @@ func (o *osFile) fillZeros(off, n int64) error {
 	return nil
 }
 
-func (o *osFile) datasync() error { return o.control("fdatasync", unix.Fdatasync) }
+func (o *osFile) datasync() error { return datasync(o.File) }
 
 func (o *osFile) truncate(size int64) error {
 	if err := o.Truncate(size); err != nil {
@@ -196,7 +207,7 @@ func (o *osFile) size() (int64, error) {
 
 func (o *osFile) allocated() (int64, error) {
 	var st unix.Stat_t
-	err := o.control("fstat", func(fd int) error { return unix.Fstat(fd, &st) })
+	err := control(o.File, "fstat", func(fd int) error { return unix.Fstat(fd, &st) })
 	return st.Blocks * 512, err
 }
 
@@ -205,7 +216,7 @@ func (o *osFile) nextHole(off int64) (int64, error) { return o.seek(off, unix.SE
 
 // seek moves the descriptor's own offset, which nothing here uses: reads and writes name theirs.
 func (o *osFile) seek(off int64, whence int) (pos int64, err error) {
-	err = o.control("lseek", func(fd int) (err error) {
+	err = control(o.File, "lseek", func(fd int) (err error) {
 		pos, err = unix.Seek(fd, off, whence)
 		return err
 	})

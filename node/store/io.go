@@ -162,65 +162,6 @@ func (r *replica) AllocatedBytes() int64 {
 	return n
 }
 
-// Resize implements Replica. The file grows first: a file that is longer than its header says is harmless.
-func (r *replica) Resize(ctx context.Context, size int64) error {
-	if err := ukai.CheckDiskSize(size); err != nil {
-		return fmt.Errorf("resize %v: %w", r.key, err)
-	}
-	return r.change(ctx, true, func(h *header) (bool, error) {
-		if size < h.Size {
-			return false, fmt.Errorf("resize %v: %w: %d bytes is less than the present %d; cutting data off is an operation of its own",
-				r.key, ukai.ErrInvalid, size, h.Size)
-		}
-		if size == h.Size {
-			return false, nil
-		}
-		if err := r.file.truncate(size); err != nil {
-			return false, r.writeError("resize", size, err)
-		}
-		h.Size = size
-		r.stamps.resize(ukai.Blocks(size, r.blockSize))
-		r.size.Store(size)
-		return true, nil
-	})
-}
-
-// Shrink implements Replica. The header comes first: once it is durable, what is beyond does not exist.
-func (r *replica) Shrink(ctx context.Context, size int64) error {
-	if err := ukai.CheckDiskSize(size); err != nil {
-		return fmt.Errorf("shrink %v: %w", r.key, err)
-	}
-	if err := r.lock(ctx); err != nil {
-		return err
-	}
-	defer r.unlock()
-	h := *r.header.Load()
-	old := h.Size
-	if size > old {
-		return fmt.Errorf("shrink %v: %w: %d bytes is more than the present %d", r.key, ukai.ErrInvalid, size, old)
-	}
-	if size == old {
-		return nil
-	}
-	h.Size = size
-	if err := r.put(ctx, h, true); err != nil {
-		return err
-	}
-	r.size.Store(size)
-	// Stamps of blocks that exist no more would come back to life with a later Resize.
-	first, last := ukai.Index(ukai.Blocks(size, r.blockSize)), ukai.Index(ukai.Blocks(old, r.blockSize))-1
-	if first <= last {
-		if err := r.dropStamps(context.WithoutCancel(ctx), first, last); err != nil {
-			return err
-		}
-	}
-	r.stamps.resize(ukai.Blocks(size, r.blockSize))
-	if err := r.file.truncate(size); err != nil {
-		return r.writeError("shrink", size, err)
-	}
-	return nil
-}
-
 // check refuses a range that is not within the disk.
 func (r *replica) check(off, n int64) error {
 	if size := r.size.Load(); off < 0 || n < 0 || off > size || n > size-off {

@@ -26,6 +26,8 @@ type database interface {
 type files interface {
 	// create makes a file of size bytes, all hole, durably, with the directories it needs.
 	create(k replicaKey, layer uint16, size int64) error
+	// exists says whether there is anything in the place of a replica's files.
+	exists(k replicaKey) (bool, error)
 	open(k replicaKey, layer uint16) (file, error)
 	// remove deletes all files of a replica, durably. It is no error if there are none.
 	remove(k replicaKey) error

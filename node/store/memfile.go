@@ -133,6 +133,16 @@ func (m memFiles) create(k replicaKey, layer uint16, size int64) error {
 	})
 }
 
+func (m memFiles) exists(k replicaKey) (there bool, err error) {
+	err = m.do(Op{}, func(d *memDisk) error {
+		for key := range d.data {
+			there = there || key.replicaKey == k
+		}
+		return nil
+	})
+	return there, err
+}
+
 func (m memFiles) open(k replicaKey, layer uint16) (file, error) {
 	f := &memFile{memAccess: m.memAccess, key: memFileKey{k, layer}}
 	return f, m.do(Op{}, func(d *memDisk) error {

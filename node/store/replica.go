@@ -65,32 +65,30 @@ func openReplica(s *Store, k replicaKey, e *entry, h header) (*replica, error) {
 		r.written.Add(1) // by an earlier process: the first Sync may not be left out
 	}
 	r.writes = newGate(h.Dirty)
-	if err := r.loadStamps(); err != nil {
+	beyond, err := r.loadStamps()
+	if err != nil {
 		return nil, err
 	}
-	f, err := s.files.open(k, h.Head)
-	if err != nil {
+	if r.file, err = s.files.open(k, h.Head); err != nil {
 		return nil, mediaError(r.path, err)
 	}
-	r.file = f
-	size, err := f.size()
-	if err == nil && size < h.Size {
-		err = fmt.Errorf("%s: %w: %d bytes long, its header says %d: something other than ukai-node cut it; remove the replica and let its disk be resynced from another",
-			r.path, ukai.ErrCorrupt, size, h.Size)
-		return nil, errors.Join(err, f.Close())
-	}
-	if err != nil {
-		return nil, errors.Join(mediaError(r.path, err), f.Close())
+	if err := r.finishResize(beyond); err != nil {
+		return nil, errors.Join(err, r.file.Close())
 	}
 	return r, nil
 }
 
-func (r *replica) loadStamps() error {
-	prefix := r.key.stampPrefix(r.head)
-	return r.store.keys.scan(prefix, func(key string, v []byte) error {
+// loadStamps fills the index, and returns the blocks with a stamp that are beyond the end of the disk.
+func (r *replica) loadStamps() (beyond []ukai.Index, err error) {
+	blocks := ukai.Index(ukai.Blocks(r.size.Load(), r.blockSize))
+	err = r.store.keys.scan(r.key.stampPrefix(r.head), func(key string, v []byte) error {
 		index, err := parseStampIndex(key)
 		if err != nil {
 			return err
+		}
+		if index >= blocks {
+			beyond = append(beyond, index)
+			return nil
 		}
 		stamp, err := decodeStamp(key, v)
 		if err != nil {
@@ -99,6 +97,7 @@ func (r *replica) loadStamps() error {
 		r.stamps.raise(index, stamp)
 		return nil
 	})
+	return beyond, err
 }
 
 // usable returns why nothing can be done with the replica, or nil.

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -47,6 +48,7 @@ type Store struct {
 
 	closing chan struct{} // lock: held by Close
 	closed  bool          // under closing
+	ending  atomic.Bool   // no replica may be opened any more
 
 	mu       sync.Mutex
 	replicas map[replicaKey]*entry
@@ -244,8 +246,14 @@ func (s *Store) Create(ctx context.Context, disk ukai.DiskID, rid ukai.ReplicaID
 
 // create writes the header, then the file, then the header again, so that a crash in between leaves nothing unknown.
 func (s *Store) create(ctx context.Context, k replicaKey, h header, e *entry) error {
-	if err := s.space.allow(0); err != nil {
+	if err := s.space.allow(int64(h.BlockSize)); err != nil { // else not even one block could be written
 		return err
+	}
+	// Data that nobody knows of is never touched, and what follows would remove it after a crash.
+	if there, err := s.files.exists(k); err != nil {
+		return mediaError(s.files.path(k, 0), err)
+	} else if there {
+		return fmt.Errorf("%s: %w: it was left by something else: move it away", s.files.path(k, 0), ukai.ErrExists)
 	}
 	if err := s.putHeader(ctx, k, h, true, false); err != nil {
 		return err
@@ -335,6 +343,8 @@ func (s *Store) OpenReplica(disk ukai.DiskID, rid ukai.ReplicaID) (Replica, erro
 	switch {
 	case headerErr != nil:
 		return nil, fmt.Errorf("open %v: %w", k, headerErr)
+	case h.State > StateRetired:
+		return nil, fmt.Errorf("open %v: %w: its removal has begun", k, ukai.ErrNotFound)
 	case open != nil:
 		return nil, fmt.Errorf("open %v: %w: it is open already", k, ukai.ErrLocked)
 	case h.Broken != "":
@@ -347,6 +357,9 @@ func (s *Store) OpenReplica(disk ukai.DiskID, rid ukai.ReplicaID) (Replica, erro
 	e.mu.Lock()
 	e.open = r
 	e.mu.Unlock()
+	if s.ending.Load() { // Close may not have seen it
+		return nil, errors.Join(errStoreClosed(), r.end())
+	}
 	return r, nil
 }
 
@@ -364,7 +377,8 @@ func (s *Store) Replicas() []ReplicaInfo {
 		e.mu.Unlock()
 	}
 	s.mu.Unlock()
-	infos = slices.DeleteFunc(infos, func(i ReplicaInfo) bool { return i.Err == nil && i.Size == 0 }) // being created
+	// Not those that are being created or removed.
+	infos = slices.DeleteFunc(infos, func(i ReplicaInfo) bool { return i.Header.State > StateRetired || i.Err == nil && i.Size == 0 })
 	slices.SortFunc(infos, func(a, b ReplicaInfo) int {
 		return cmp.Or(slices.Compare(a.Disk[:], b.Disk[:]), cmp.Compare(a.Replica, b.Replica))
 	})
@@ -413,6 +427,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.ending.Store(true)
 	var g errgroup.Group
 	g.SetLimit(closeParallel)
 	s.mu.Lock()
@@ -438,6 +453,7 @@ func (s *Store) abandon() {
 		return
 	}
 	s.closed = true
+	s.ending.Store(true)
 	s.mu.Lock()
 	entries := slices.Collect(maps.Values(s.replicas))
 	s.mu.Unlock()
