@@ -31,7 +31,11 @@ func (a *app) diskMapCommand() *cobra.Command {
 }
 
 func (a *app) printMap(m admin.Map) {
-	a.say("%s  %s, %d blocks of %s, attached to %s, epoch %s, record version %d", m.Disk.Name, formatSize(m.SizeBytes), m.Blocks, formatSize(int64(m.BlockSizeBytes)), holderOf(m.Holder), m.Epoch, m.Version)
+	holder := "not attached"
+	if m.Holder != nil {
+		holder = "attached to " + m.Holder.String()
+	}
+	a.say("%s  %s, %d blocks of %s, %s, epoch %s, record version %d", m.Disk.Name, formatSize(m.SizeBytes), m.Blocks, formatSize(int64(m.BlockSizeBytes)), holder, m.Epoch, m.Version)
 	var rows [][]string
 	for _, run := range m.Runs {
 		size := int64(run.Count) * int64(m.BlockSizeBytes)

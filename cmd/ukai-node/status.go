@@ -48,7 +48,11 @@ func (a *app) printStatus(s admin.Status) {
 		a.table(matrix(s))
 	}
 	d := s.Disks
-	a.say("\n%s of %s in all: %d attached, %d degraded, %d suspended", count(d.Total, "disk"), formatSize(d.SizeBytes), d.Attached, d.Degraded, d.Suspended)
+	if d.Total == 0 {
+		a.say("\nno disks")
+	} else {
+		a.say("\n%s of %s in all: %d attached, %d degraded, %d suspended", count(d.Total, "disk"), formatSize(d.SizeBytes), d.Attached, d.Degraded, d.Suspended)
+	}
 	if len(s.Warnings) > 0 {
 		a.say("")
 		a.warnings(s.Warnings)

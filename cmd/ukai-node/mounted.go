@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+
+	"ukai/fusefs"
+	"ukai/node"
+	"ukai/node/volume"
+)
+
+// disks shows a node's disks to fusefs.
+type disks struct{ node *node.Node }
+
+var _ fusefs.Disks = disks{}
+
+// List implements fusefs.Disks, as do the methods below.
+func (d disks) List(context.Context) ([]fusefs.Info, error) {
+	live := d.node.LiveDisks()
+	list := make([]fusefs.Info, 0, len(live))
+	for _, i := range live {
+		list = append(list, info(i))
+	}
+	return list, nil
+}
+
+// Stat tells of one disk.
+func (d disks) Stat(_ context.Context, name string) (fusefs.Info, error) {
+	i, err := d.node.StatDisk(name)
+	return info(i), err
+}
+
+// Open returns a handle of a disk; opening has no effect on it.
+func (d disks) Open(_ context.Context, name string) (fusefs.Disk, error) {
+	v, err := d.node.OpenDisk(name)
+	if err != nil {
+		return nil, err
+	}
+	return handle{v, d.node}, nil
+}
+
+// Space sums up the mesh.
+func (d disks) Space(context.Context) (fusefs.Space, error) {
+	total, free, available := d.node.Capacity()
+	return fusefs.Space{Total: total, Free: free, Avail: available}, nil
+}
+
+func info(i node.DiskInfo) fusefs.Info {
+	return fusefs.Info{Name: i.Name, ID: i.ID, Size: i.Size, ModTime: i.Created, Allocated: i.Allocated}
+}
+
+// handle is an open file's disk.
+type handle struct {
+	*volume.Disk
+	node *node.Node
+}
+
+var _ fusefs.Elsewhere = handle{}
+
+// Facts are what attributes of the file say.
+func (h handle) Facts(context.Context) map[string]string { return h.node.Facts(h.ID()) }
+
+// HeldElsewhere says whether another node has the disk attached, as far as this one has heard.
+func (h handle) HeldElsewhere(context.Context) bool {
+	s := h.Status()
+	return !s.Here && !s.Holder.IsZero() && s.Holder != h.node.ID()
+}
+
+// Close has nothing to end: a handle that is not attached holds nothing.
+func (h handle) Close() error { return nil }
