@@ -248,6 +248,10 @@ func (f *diskFields) mergeView(theirs []packed) (changed bool, differing []packe
 	if len(theirs) == 0 || slices.Equal(f.view, theirs) {
 		return false, nil
 	}
+	if len(f.view) == 0 && len(theirs) == 1 {
+		f.view = theirs // the usual first sight of a disk
+		return true, nil
+	}
 	items := make([]viewItem[packed], 0, len(f.view)+len(theirs))
 	for _, p := range append(slices.Clip(f.view), theirs...) {
 		items = append(items, viewItem[packed]{p.head(), p})

@@ -3,6 +3,7 @@ package crdt
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"ukai"
@@ -18,7 +19,7 @@ func (c *Catalog) Merge(d Delta, wall time.Time) (changed []Key, err error) {
 	var faults mergeFaults
 	for i := range d.nodes {
 		n := &d.nodes[i]
-		if faults.skewed(n.stamps, wall) {
+		if c.refused(n.stamps, wall, &faults) {
 			continue
 		}
 		if c.mergeNode(n) {
@@ -27,7 +28,7 @@ func (c *Catalog) Merge(d Delta, wall time.Time) (changed []Key, err error) {
 	}
 	for i := range d.disks {
 		f := &d.disks[i]
-		if faults.skewed(f.stamps, wall) {
+		if c.refused(f.stamps, wall, &faults) {
 			continue
 		}
 		diskChanged, differing := c.mergeDisk(f)
@@ -40,7 +41,7 @@ func (c *Catalog) Merge(d Delta, wall time.Time) (changed []Key, err error) {
 	}
 	for i := range d.settings {
 		s := &d.settings[i]
-		if faults.skewed(s.stamps, wall) {
+		if c.refused(s.stamps, wall, &faults) {
 			continue
 		}
 		if c.mergeSetting(s) {
@@ -61,22 +62,13 @@ type mergeFaults struct {
 	others []error
 }
 
-// skewed notes the first stamp of an entry that is too far ahead of wall, and says whether there is one.
-func (m *mergeFaults) skewed(stamps func(func(Stamp) error) error, wall time.Time) bool {
-	err := stamps(func(s Stamp) error { return s.checkSkew(wall) })
-	if err == nil {
-		return false
-	}
+// skew keeps the first complaint about each node.
+func (m *mergeFaults) skew(err error) {
 	var peer *ukai.NodeError
-	if errors.As(err, &peer) {
-		for _, known := range m.fast {
-			if known.Node == peer.Node {
-				return true
-			}
-		}
-		m.fast = append(m.fast, peer)
+	if !errors.As(err, &peer) || slices.ContainsFunc(m.fast, func(known *ukai.NodeError) bool { return known.Node == peer.Node }) {
+		return
 	}
-	return true
+	m.fast = append(m.fast, peer)
 }
 
 func (m *mergeFaults) join(c *Catalog) error {
@@ -97,7 +89,6 @@ func (c *Catalog) mergeNode(d *Node) bool {
 		return false
 	}
 	c.nodes[d.ID] = e
-	c.note(d.stamps)
 	c.setVersion(NodeKey(d.ID), &e.version, hashEntry(KindNode, &e.Node))
 	return true
 }
@@ -123,7 +114,6 @@ func (c *Catalog) mergeDisk(d *diskFields) (changed bool, differing []packed) {
 			c.list(e)
 		}
 	}
-	c.note(d.stamps)
 	c.setVersion(DiskKey(d.id), &e.version, hashEntry(KindDisk, e.wire()))
 	return true, differing
 }
@@ -137,19 +127,25 @@ func (c *Catalog) mergeSetting(d *setting) bool {
 		return false
 	}
 	c.settings[d.Name] = e
-	c.note(d.stamps)
 	c.setVersion(SettingKey(d.Name), &e.version, hashEntry(KindSetting, &setting{d.Name, e.value}))
 	return true
 }
 
-// note keeps the newest stamp. Stamps of values that lost to others are older than those, and so never the newest.
-func (c *Catalog) note(stamps func(func(Stamp) error) error) {
-	_ = stamps(func(s Stamp) error { // never returns an error
-		if c.newest.Less(s) {
-			c.newest = s
+// refused says whether an entry has a stamp that is too far ahead of wall, and notes why. If not, it keeps the newest.
+func (c *Catalog) refused(stamps func(func(Stamp) error) error, wall time.Time, faults *mergeFaults) bool {
+	newest := c.newest
+	err := stamps(func(s Stamp) error {
+		if newest.Less(s) {
+			newest = s
 		}
-		return nil
+		return s.checkSkew(wall)
 	})
+	if err != nil {
+		faults.skew(err)
+		return true
+	}
+	c.newest = newest
+	return false
 }
 
 // setVersion replaces the version of an entry, 0 for one that was not there, in the digest too.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"reflect"
 
 	"ukai"
 	"ukai/crdt/codec"
@@ -43,7 +44,7 @@ type NodeInfo struct {
 }
 
 // IsZero says whether nothing is known.
-func (i NodeInfo) IsZero() bool { return i.Seq == 0 }
+func (i NodeInfo) IsZero() bool { return reflect.ValueOf(i).IsZero() }
 
 // Node is what the catalog knows of a node.
 type Node struct {
@@ -199,6 +200,9 @@ func (n *Node) check() error {
 
 func (i *NodeInfo) check() error {
 	if i.Seq == 0 {
+		if !i.IsZero() {
+			return invalid("Seq 0", "the first is 1")
+		}
 		return nil
 	}
 	if err := ukai.CheckName("node", i.Name); err != nil {

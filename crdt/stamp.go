@@ -111,6 +111,9 @@ func (r *Register[T]) Merge(other Register[T]) (changed bool) {
 	case 1:
 		return false
 	case 0:
+		if r.IsZero() {
+			return false
+		}
 		p, errP := codec.Marshal(r.Value)
 		q, errQ := codec.Marshal(other.Value)
 		if errP != nil || errQ != nil || bytes.Compare(p, q) >= 0 {
