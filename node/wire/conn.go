@@ -1,7 +1,9 @@
 package wire
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +15,10 @@ import (
 
 	"ukai"
 )
+
+// readAhead is how much is taken out of a stream of requests at a time to save calls of QUIC; larger pieces are read
+// straight to where they belong.
+const readAhead = 4 << 10
 
 // Application error codes of connections and streams. Numbers are never reused.
 const (
@@ -123,7 +129,7 @@ func (c *conn) lane(n lane) (*requestLane, error) {
 	if err := s.TryWriteAll([]byte{protoRequests, byte(n)}); err != nil {
 		return nil, err
 	}
-	l := &requestLane{c: c, s: s, calls: make(map[uint64]*Call)}
+	l := &requestLane{c: c, s: s, r: bufio.NewReaderSize(s, readAhead), calls: make(map[uint64]*Call)}
 	l.w = writer{stream: s, pool: &c.e.pool, spawn: c.e.spawn, broken: func(error) { c.close(codeReset, "") }}
 	if !c.e.spawn(l.read) {
 		return nil, errClosing
@@ -136,6 +142,7 @@ func (c *conn) lane(n lane) (*requestLane, error) {
 type requestLane struct {
 	c *conn
 	s *quic.Stream
+	r *bufio.Reader // of s
 	w writer
 
 	mu    sync.Mutex
@@ -156,8 +163,9 @@ func (l *requestLane) send(c *Call, f *buffer) error {
 		return errStreamGone
 	}
 	l.calls[c.id] = c
+	crowded := len(l.calls) > 1
 	l.mu.Unlock()
-	l.w.send(f)
+	l.w.send(f, crowded)
 	return nil
 }
 
@@ -285,7 +293,7 @@ var errGaveUp = errors.New("the caller gave up")
 func (l *requestLane) readFull(b []byte, c *Call) (int, error) {
 	n := 0
 	for n < len(b) {
-		m, err := l.s.Read(b[n:])
+		m, err := l.r.Read(b[n:])
 		n += m
 		if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 			// interrupt, perhaps on behalf of an earlier call. First clear the deadline, then look at gaveUp:
@@ -364,6 +372,12 @@ func reason(err error) string {
 			return "given up " + by
 		}
 		return fmt.Sprintf("closed %s with code %d%s", by, app.ErrorCode, text)
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "the peer: " + errWrongKey.Error()
+	}
+	if errors.Is(err, errWrongNode) {
+		return errWrongNode.Error()
 	}
 	if transport, ok := errors.AsType[*quic.TransportError](err); ok && transport.ErrorCode.IsCryptoError() {
 		// TLS alerts, RFC 8446 6.2: what a peer answers when it does not believe our certificate.

@@ -204,6 +204,10 @@ func Open(cfg Config) (*Endpoint, error) {
 		cancel()
 		return nil, fmt.Errorf("listen on %v: %w", cfg.Conn.LocalAddr(), err)
 	}
+	// QUIC drops other packets until it is asked for one; from now on it queues them.
+	done, cancelNow := context.WithCancel(ctx)
+	cancelNow()
+	_, _, _ = e.transport.ReadNonQUICPacket(done, nil)
 	e.spawn(e.accept)
 	e.spawn(e.receivePackets)
 	e.spawn(e.tidy)

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -66,7 +67,7 @@ func (r *Request) Reply(reply Reply, err error) {
 	if err != nil {
 		e.counts.servedErrors.Add(1)
 	}
-	r.s.w.send(f)
+	r.s.w.send(f, r.s.crowded.Load())
 }
 
 func (r *Request) frame(reply *Reply, err error) *buffer {
@@ -238,7 +239,7 @@ func (e *Endpoint) serveStream(c *conn, peer *served, stream *quic.Stream) {
 		return
 	}
 	stream.SetPriority(n.urgency(), true)
-	s := &server{c: c, stream: stream, budget: peer.budgets[n]}
+	s := &server{c: c, r: bufio.NewReaderSize(stream, readAhead), budget: peer.budgets[n]}
 	s.w = writer{stream: stream, pool: &e.pool, spawn: e.spawn, broken: func(error) { c.close(codeReset, "") }}
 	if err := s.run(); err != nil {
 		if broken, ok := errors.AsType[*protocolError](err); ok {
@@ -253,9 +254,11 @@ func (e *Endpoint) serveStream(c *conn, peer *served, stream *quic.Stream) {
 // server is the serving side of one stream of requests.
 type server struct {
 	c      *conn
-	stream *quic.Stream
+	r      *bufio.Reader
 	budget *budget
 	w      writer
+	// crowded says that the next request is here already.
+	crowded atomic.Bool
 }
 
 // run reads requests until the stream ends.
@@ -264,7 +267,7 @@ func (s *server) run() error {
 	var head [headerSize]byte
 	var h header
 	for {
-		if _, err := io.ReadFull(s.stream, head[:]); err != nil {
+		if _, err := io.ReadFull(s.r, head[:]); err != nil {
 			return err
 		}
 		if err := h.parse(head[:]); err != nil {
@@ -286,7 +289,7 @@ func (s *server) run() error {
 		if h.size > 0 {
 			payload = e.pool.get(h.size)
 			body = payload.b
-			if _, err := io.ReadFull(s.stream, body); err != nil {
+			if _, err := io.ReadFull(s.r, body); err != nil {
 				e.pool.put(payload)
 				s.budget.release(cost)
 				return err
@@ -298,6 +301,7 @@ func (s *server) run() error {
 			s.budget.release(cost)
 			return &protocolError{err}
 		}
+		s.crowded.Store(s.r.Buffered() > 0)
 		r := &Request{Message: h.message(body), From: s.c.peer, Conn: s.c.id, s: s, id: h.id, payload: payload, owed: cost}
 		switch {
 		case !h.kind.known():

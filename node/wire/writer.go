@@ -15,9 +15,12 @@ type sendStream interface {
 }
 
 const (
-	// inlineFrame is the largest frame that its sender hands to QUIC itself. QUIC copies it and never blocks the
+	// inlineFrame is the largest frame that its sender hands to QUIC itself: QUIC copies it and never blocks the
 	// sender. Larger frames are left to a goroutine that QUIC may block: no copy, and the sender goes on.
 	inlineFrame = headerSize + 16<<10
+	// crowdedFrame is the same while other requests of the stream are under way: then it is cheaper to gather
+	// frames than to have QUIC copy one behind the other.
+	crowdedFrame = 1 << 10
 	// inlineRounds is how often a sender carries on with what others have left behind in the meantime, before it
 	// leaves the rest to a goroutine: a sender must not become the servant of all others.
 	inlineRounds = 4
@@ -40,8 +43,12 @@ type writer struct {
 	err   error
 }
 
-// send takes f and returns without waiting for the network.
-func (w *writer) send(f *buffer) {
+// send takes f and returns without waiting for the network. crowded says that more is about to be sent.
+func (w *writer) send(f *buffer, crowded bool) {
+	inline := inlineFrame
+	if crowded {
+		inline = crowdedFrame
+	}
 	w.mu.Lock()
 	if w.err != nil {
 		w.mu.Unlock()
@@ -57,7 +64,7 @@ func (w *writer) send(f *buffer) {
 	w.mu.Unlock()
 
 	for range inlineRounds {
-		if len(f.b) > inlineFrame {
+		if len(f.b) > inline {
 			break
 		}
 		err := w.stream.TryWriteAll(f.b)
