@@ -291,9 +291,7 @@ func (h *handle) ignoreTruncation(r request, tid uint32) error {
 	if h.fs.cfg.RefuseTruncate {
 		return h.fs.cannot("truncate "+name+", which holds data", tid, remedy)
 	}
-	if skipped, ok := h.fs.quiet.allow("ignored " + name); ok {
-		h.fs.cfg.Log.Warn("truncation of "+name+" on opening it was ignored, what it held is still there where nothing is written", "use", remedy, "pid", tid, "alike", skipped)
-	}
+	h.fs.say("ignored "+name, "truncation of "+name+" on opening it was ignored, what it held is still there where nothing is written", "use", remedy, "pid", tid)
 	return nil
 }
 

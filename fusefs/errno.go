@@ -24,6 +24,9 @@ var errnos = [...]struct {
 	{errConflict, syscall.EAGAIN},
 	{errTooManyLocks, syscall.ENOLCK},
 	{errBadHandle, syscall.EBADF},
+	// It makes the kernel look the name up anew and try again, before a program gets to see it.
+	{errStale, syscall.ESTALE},
+	{errPanic, syscall.EIO},
 
 	{ukai.ErrHeld, syscall.EBUSY},
 	{ukai.ErrNoSpace, syscall.ENOSPC},
@@ -63,7 +66,19 @@ var (
 	errConflict     = errors.New("lock conflicts")
 	errTooManyLocks = errors.New("too many locks on one file")
 	errBadHandle    = errors.New("no such open file")
+	errStale        = errors.New("the name is another disk's now, or nobody's")
+	errPanic        = errors.New("panic")
 )
+
+// worthLog says whether an error belongs in the log because a program's "I/O error" does not say enough. What the
+// program did wrong itself, and what was explained already, does not.
+func worthLog(n syscall.Errno, err error) bool {
+	switch n {
+	case syscall.EIO, syscall.ETIMEDOUT, syscall.EBUSY:
+		return true
+	}
+	return errors.Is(err, ukai.ErrNoSpace)
+}
 
 // errno returns the errno for err and whether err was of a known kind; one that is not becomes EIO.
 func errno(err error) (syscall.Errno, bool) {

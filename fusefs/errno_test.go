@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"sync"
 	"syscall"
@@ -135,11 +136,11 @@ func TestWaitingForReleaseIsBounded(t *testing.T) {
 		if _, err := s.acquire(ctx, mine, false, false); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.acquire(ctx, other, false, false); err != errConflict || time.Since(began) != 0 {
+		if _, err := s.acquire(ctx, other, false, false); !errors.Is(err, errConflict) || time.Since(began) != 0 {
 			t.Errorf("a lock that is held: %v after %v", err, time.Since(began))
 		}
 		s.closed(77, 1) // a descriptor of the handle was closed, by a process without POSIX locks
-		if _, err := s.acquire(ctx, other, false, false); err != errConflict || time.Since(began) != releaseWait {
+		if _, err := s.acquire(ctx, other, false, false); !errors.Is(err, errConflict) || time.Since(began) != releaseWait {
 			t.Errorf("a lock of a handle that was closed but not released: %v after %v", err, time.Since(began))
 		}
 		if l, err := s.query(ctx, other, false); l == nil || err != nil || time.Since(began) != 2*releaseWait {
@@ -155,4 +156,13 @@ func TestWaitingForReleaseIsBounded(t *testing.T) {
 			t.Errorf("waiting for ever: %v", err)
 		}
 	})
+}
+
+func TestPanicAsideDoesNotEndTheDaemon(t *testing.T) {
+	fs := &filesystem{cfg: Config{Log: slog.New(slog.DiscardHandler)}, life: t.Context()}
+	err := fs.aside(make(request), func() error { panic("broken disk") })
+	if !errors.Is(err, errPanic) {
+		t.Error(err)
+	}
+	fs.shutdown()
 }

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -130,7 +131,7 @@ func (s *locks) query(ctx context.Context, l lock, whole bool) (*lock, error) {
 			patience = time.NewTimer(releaseWait)
 			defer patience.Stop()
 		}
-		if err := await(ctx, c.freed, patience.C); err == errConflict {
+		if err := await(ctx, c.freed, patience.C); errors.Is(err, errConflict) {
 			return &c.lock, nil
 		} else if err != nil {
 			return nil, err

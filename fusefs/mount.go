@@ -74,7 +74,6 @@ type Mount struct {
 	dir    string
 	fs     *filesystem
 	server *fuse.Server
-	news   *news
 	end    context.CancelFunc
 	done   chan struct{}
 }
@@ -103,7 +102,7 @@ func Open(cfg Config) (*Mount, error) {
 		_ = removeDead(dir, cfg.Log) // if it came to a mount that nobody serves; the error that counts is err
 		return nil, fmt.Errorf("mount on %s: %w%s", dir, err, mountHint(cfg, err))
 	}
-	m.news = newNews(m.server, m.fs)
+	m.fs.news = newNews(m.server, m.fs)
 	go m.serve()
 	if err := m.server.WaitMount(); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", dir, err), m.Abort(context.Background()))
@@ -143,8 +142,8 @@ func (m *Mount) options() *fuse.MountOptions {
 func (m *Mount) serve() {
 	m.server.Serve()
 	m.end()
-	m.news.close()
 	m.fs.shutdown()
+	m.fs.news.close()
 	close(m.done)
 }
 
@@ -221,11 +220,11 @@ func (m *Mount) Abort(ctx context.Context) error {
 
 // Invalidate makes the kernel look up a name anew that was created, removed or renamed. It does not block, and may be
 // called while methods of Disks run.
-func (m *Mount) Invalidate(name string) { m.news.add(name, staleName|staleAttr) }
+func (m *Mount) Invalidate(name string) { m.fs.news.add(name, staleName|staleAttr) }
 
 // Resized makes the kernel ask for a disk's size anew.
-func (m *Mount) Resized(name string) { m.news.add(name, staleAttr) }
+func (m *Mount) Resized(name string) { m.fs.news.add(name, staleAttr) }
 
 // Stale makes the kernel drop the pages of a disk that programs have mapped: another node may have written to it.
 // Everything but mmap is never cached.
-func (m *Mount) Stale(name string) { m.news.add(name, staleData) }
+func (m *Mount) Stale(name string) { m.fs.news.add(name, staleData) }

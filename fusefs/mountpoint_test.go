@@ -241,9 +241,28 @@ func TestNewsOfTheCatalogReachTheKernel(t *testing.T) {
 	m.Stale("vm2")
 }
 
+func TestNameThatBecameAnotherDisksIsLookedUpAnew(t *testing.T) {
+	m := mount(t, func(c *Config) { c.AttrTimeout = time.Hour }) // and nobody tells the mount
+	m.create("vm1", 4096)
+	if _, err := os.Stat(m.path("vm1")); err != nil {
+		t.Fatal(err)
+	}
+	m.rename("vm1", "vm2")
+	_, err := os.Open(m.path("vm1"))
+	wantErrno(t, "open of a name that is gone", err, unix.ENOENT)
+	other := m.create("vm1", 8192)
+	f := m.open(t, "vm1", os.O_RDWR)
+	if _, err := f.WriteAt([]byte("other"), 0); err != nil || string(other.read(0, 5)) != "other" {
+		t.Errorf("write to the disk that has the name now: %v", err)
+	}
+}
+
 func TestTwoDisksOfOneNameCannotBeOpened(t *testing.T) {
 	m := mount(t)
-	m.create("vm1", 4096).doubled = true
+	d := m.create("vm1", 4096)
+	m.node.mu.Lock()
+	d.doubled = true
+	m.node.mu.Unlock()
 	if _, err := os.Stat(m.path("vm1")); err != nil {
 		t.Error(err)
 	}

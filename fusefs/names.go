@@ -19,13 +19,13 @@ type raw struct {
 // directory is an open root directory: what it held when reading began.
 type directory struct{ infos []Info }
 
-// status turns err into what the kernel gets, and logs it if there is no errno that says it.
+// status turns err into what the kernel gets, and logs it if that does not say enough.
 func (r *raw) status(what string, f *file, err error) fuse.Status {
 	if err == nil {
 		return fuse.OK
 	}
-	n, known := errno(err)
-	if n == syscall.EIO || !known {
+	n, _ := errno(err)
+	if worthLog(n, err) {
 		r.failed(what, f, err)
 	}
 	return fuse.Status(n)

@@ -38,7 +38,11 @@ func newNews(server *fuse.Server, fs *filesystem) *news {
 	return n
 }
 
+// add does not block. A nil news, as in a file system that is not mounted, tells nobody.
 func (n *news) add(name string, s staleness) {
+	if n == nil {
+		return
+	}
 	n.mu.Lock()
 	n.pending[name] |= s
 	n.mu.Unlock()

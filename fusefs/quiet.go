@@ -55,25 +55,33 @@ func (q *quiet) allow(what string) (skipped int, ok bool) {
 	return skipped, true
 }
 
+// say logs a warning unless one of its kind was logged lately.
+func (fs *filesystem) say(kind, msg string, args ...any) {
+	skipped, ok := fs.quiet.allow(kind)
+	if !ok {
+		return
+	}
+	if skipped > 0 {
+		args = append(args, "repeated", skipped)
+	}
+	fs.cfg.Log.Warn(msg, args...)
+}
+
 // refuse logs that a file operation was refused, and what to do instead.
 func (fs *filesystem) refuse(what string, tid uint32, remedy string) {
-	if skipped, ok := fs.quiet.allow(what); ok {
-		fs.cfg.Log.Warn("refused: "+what, "use", remedy, "pid", tid, "alike", skipped)
-	}
+	fs.say(what, "refused: "+what, "use", remedy, "pid", tid)
 }
 
 // failed logs an error that the kernel is only told EIO of.
 func (fs *filesystem) failed(what string, f *file, err error) {
 	if f != nil {
 		fs.warn(what, f, err)
-	} else if skipped, ok := fs.quiet.allow(what); ok {
-		fs.cfg.Log.Warn(what, "error", err, "alike", skipped)
+	} else {
+		fs.say(what, what, "error", err)
 	}
 }
 
 // warn logs that an operation on a disk went wrong.
 func (fs *filesystem) warn(what string, f *file, err error) {
-	if skipped, ok := fs.quiet.allow(fmt.Sprint(what, f.id, ukai.Code(err))); ok {
-		fs.cfg.Log.Warn(what+" "+f.label(), "error", err, "alike", skipped)
-	}
+	fs.say(fmt.Sprint(what, f.id, ukai.Code(err)), what+" "+f.label(), "error", err)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -156,6 +157,7 @@ type filesystem struct {
 	tree
 	background sync.WaitGroup // releases that nobody waits for any more
 	quiet      quiet
+	news       *news
 }
 
 // lookup finds a disk by name and counts that the kernel knows it.
@@ -181,9 +183,9 @@ func (fs *filesystem) stat(ctx context.Context, f *file) (Info, error) {
 	case len(open) > 0:
 		info = seen
 	case err == nil:
-		return Info{}, ukai.ErrNotFound // another disk has the name now
+		return Info{}, errStale // another disk has the name now
 	default:
-		return Info{}, err
+		return Info{}, gone(err)
 	}
 	if len(open) > 0 {
 		info.Size = open[0].disk.Size() // the catalog may tell later of a resize than the disk
@@ -195,15 +197,23 @@ func (fs *filesystem) stat(ctx context.Context, f *file) (Info, error) {
 func (fs *filesystem) open(ctx context.Context, f *file) (*handle, error) {
 	d, err := fs.cfg.Disks.Open(ctx, f.label())
 	if err != nil {
-		return nil, err
+		return nil, gone(err)
 	}
 	if d.ID() != f.id {
 		_ = d.Close() // it is another disk that took the name; nothing was done with it
-		return nil, ukai.ErrNotFound
+		return nil, errStale
 	}
 	h := newHandle(fs, f, d)
 	fs.add(h)
 	return h, nil
+}
+
+// gone turns a disk that is not to be found under the name it had into errStale.
+func gone(err error) error {
+	if errors.Is(err, ukai.ErrNotFound) {
+		return errStale
+	}
+	return err
 }
 
 // borrow runs op with a disk handle of f for a request that comes without a handle.
@@ -281,7 +291,12 @@ func (h *handle) query(ctx context.Context, l lock, whole bool) (*lock, error) {
 // aside runs op on a goroutine of its own, and waits for it unless the kernel gives up waiting.
 func (fs *filesystem) aside(r request, op func() error) error {
 	done := make(chan error, 1)
-	fs.background.Go(func() { done <- op() })
+	fs.background.Go(func() {
+		err := errPanic
+		defer func() { done <- err }()
+		defer fs.recover()
+		err = op()
+	})
 	select {
 	case err := <-done:
 		return err
@@ -290,10 +305,20 @@ func (fs *filesystem) aside(r request, op func() error) error {
 	}
 }
 
+// recover keeps a panic from ending the daemon, which has other disks to serve.
+func (fs *filesystem) recover() {
+	if what := recover(); what != nil {
+		fs.cfg.Log.Error("panic in a file operation", "panic", what, "stack", string(debug.Stack()))
+	}
+}
+
 // shutdown ends what the kernel left open when the mount was aborted.
 func (fs *filesystem) shutdown() {
 	for _, h := range fs.opened(nil) {
-		fs.background.Go(func() { fs.release(h.fh) })
+		fs.background.Go(func() {
+			defer fs.recover()
+			fs.release(h.fh)
+		})
 	}
 	fs.background.Wait()
 }
