@@ -130,3 +130,9 @@ func (n *Node) Facts(disk ukai.DiskID) map[string]string {
 	}
 	return facts
 }
+
+// HeldElsewhere says whether another node has the disk attached, as far as gossip has told.
+func (n *Node) HeldElsewhere(disk ukai.DiskID) bool {
+	rec, err := n.known(disk)
+	return err == nil && rec.Holder != n.id && (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering)
+}

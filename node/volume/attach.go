@@ -36,11 +36,8 @@ const (
 
 // open makes this node the holder, unless it is already.
 func (d *Disk) open(ctx context.Context, how claiming) error {
-	if _, bounded := ctx.Deadline(); !bounded {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, d.host.cfg.AttachTimeout, fmt.Errorf("not attached within %v: %w", d.host.cfg.AttachTimeout, ukai.ErrTimeout))
-		defer cancel()
-	}
+	ctx, done := d.host.bounded(ctx, "attached")
+	defer done()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(d.host.attaching, func() { cancel(fmt.Errorf("node: %w", ukai.ErrClosed)) })()
@@ -57,6 +54,15 @@ func (d *Disk) open(ctx context.Context, how claiming) error {
 	return d.become(ctx, how)
 }
 
+// bounded gives a context without a deadline that of Config.AttachTimeout.
+func (h *Host) bounded(ctx context.Context, what string) (context.Context, context.CancelFunc) {
+	if _, bounded := ctx.Deadline(); bounded {
+		return context.WithCancel(ctx)
+	}
+	limit := h.cfg.AttachTimeout
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("not %s within %v: %w", what, limit, ukai.ErrTimeout))
+}
+
 func (h *Host) isClosed() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -67,9 +73,10 @@ func (h *Host) isClosed() bool {
 // or ctx ends.
 func (d *Disk) become(ctx context.Context, how claiming) error {
 	pause := minAttachPause
-	rec, known := d.host.cfg.Mesh.Record(d.id)
+	seen := sighting{}
+	seen.rec, seen.known = d.host.cfg.Mesh.Record(d.id)
 	for {
-		h, err := d.tryBecome(ctx, how, &rec, &known)
+		h, err := d.tryBecome(ctx, how, &seen)
 		if err == nil {
 			h.serve()
 			return nil
@@ -78,11 +85,32 @@ func (d *Disk) become(ctx context.Context, how claiming) error {
 			return err
 		}
 		d.host.cfg.Log.Info("attach, once more", "disk", d.Name(), "why", err)
-		known = false
+		seen.known, seen.fresh = false, false
 		if pause = min(2*pause, maxAttachPause); !sleep(ctx, pause/2+rand.N(pause/2)) {
 			return fmt.Errorf("%w: last attempt: %w", context.Cause(ctx), err)
 		}
 	}
+}
+
+// sighting is the newest record seen of a disk.
+type sighting struct {
+	rec   crdt.Record
+	known bool
+	fresh bool // read from the arbiters, not heard by gossip
+}
+
+// read replaces what is known by what is committed.
+func (s *sighting) read(ctx context.Context, d *Disk) error {
+	rec, err := d.readCell(ctx)
+	if err == nil {
+		s.rec, s.known, s.fresh = rec, true, true
+	}
+	return err
+}
+
+// free says whether the record names no other holder than a node.
+func (s *sighting) free(node ukai.NodeID) bool {
+	return s.rec.Phase == crdt.PhaseReleased || s.rec.Holder == node || s.rec.Holder.IsZero()
 }
 
 // surprise is an error after which a takeover begins again.
@@ -96,35 +124,31 @@ func surprising(err error) bool {
 	return errors.As(err, &s)
 }
 
-// tryBecome is one attempt: T1 and T2 of the protocol here, the rest in recover. rec is the newest record seen.
-func (d *Disk) tryBecome(ctx context.Context, how claiming, rec *crdt.Record, known *bool) (*holding, error) {
-	if !*known {
-		var err error
-		if *rec, err = d.readCell(ctx); err != nil {
+// tryBecome is one attempt: T1 and T2 of the protocol here, the rest in recover.
+func (d *Disk) tryBecome(ctx context.Context, how claiming, seen *sighting) (*holding, error) {
+	if !seen.known {
+		if err := seen.read(ctx, d); err != nil {
 			return nil, err
 		}
-		*known = true
 	}
-	if rec.Phase == crdt.PhaseDeleted {
+	if seen.rec.Phase == crdt.PhaseDeleted {
 		return nil, fmt.Errorf("it is deleted: %w", ukai.ErrNotFound)
 	}
-	if err := d.clear(ctx, how, rec); err != nil {
+	if err := d.clear(ctx, how, seen); err != nil {
 		return nil, err
 	}
-	claim := cell.Claim{Node: d.host.cfg.Node, Nonce: ukai.NewNonce(), After: rec.Epoch}
+	// The claim names the epoch it succeeds, so an old record does no harm: then it is refused.
+	claim := cell.Claim{Node: d.host.cfg.Node, Nonce: ukai.NewNonce(), After: seen.rec.Epoch}
 	claimed, err := d.settled(ctx, claim)
 	switch {
 	case errors.Is(err, ukai.ErrRejected):
-		if claimed.Version > 0 {
-			*rec = claimed
-		} else {
-			*known = false
+		if how == claimIfFree && claimed.Version > 0 && claimed.Phase != crdt.PhaseReleased && claimed.Holder != d.host.cfg.Node {
+			return nil, d.heldBy(claimed.Holder)
 		}
-		return nil, d.another(ctx, how, *rec, err)
+		return nil, &surprise{err}
 	case err != nil:
 		return nil, err
 	}
-	*rec = claimed
 	h := newHolding(d, claimed)
 	if err := h.recover(ctx); err != nil {
 		h.close()
@@ -133,50 +157,45 @@ func (d *Disk) tryBecome(ctx context.Context, how claiming, rec *crdt.Record, kn
 	return h, nil
 }
 
-// another decides what a refused claim means: the disk was changed since it was looked at.
-func (d *Disk) another(ctx context.Context, how claiming, rec crdt.Record, err error) error {
-	if rec.Phase == crdt.PhaseDeleted {
-		return fmt.Errorf("it is deleted: %w", ukai.ErrNotFound)
-	}
-	if how == claimIfFree && rec.Phase != crdt.PhaseReleased && rec.Holder != d.host.cfg.Node {
-		return d.heldBy(rec.Holder)
-	}
-	return &surprise{err}
-}
-
 func (d *Disk) heldBy(node ukai.NodeID) error {
 	return &ukai.HeldError{Node: node, Name: d.host.cfg.Mesh.NodeName(node)}
 }
 
 // clear returns nil if the disk may be claimed: nobody holds it, or its holder has let go, or is dead, or force is used.
-// It may replace rec by a newer record.
-func (d *Disk) clear(ctx context.Context, how claiming, rec *crdt.Record) error {
-	if rec.Phase == crdt.PhaseReleased || rec.Holder == d.host.cfg.Node || rec.Holder.IsZero() {
+func (d *Disk) clear(ctx context.Context, how claiming, seen *sighting) error {
+	if seen.free(d.host.cfg.Node) {
 		return nil
 	}
-	err := d.heldBy(rec.Holder)
+	if !seen.fresh {
+		if err := seen.read(ctx, d); err != nil {
+			return err
+		}
+		if seen.free(d.host.cfg.Node) {
+			return nil
+		}
+	}
+	holder := seen.rec.Holder
+	held := d.heldBy(holder)
+	asked := held
 	if how != claimIfFree {
-		err = d.askToYield(ctx, rec.Holder)
+		asked = d.askToYield(ctx, holder)
 	}
 	switch {
-	case err == nil, errors.Is(err, ukai.ErrNotAttached):
-		// It has let go, or does not know of holding it, as after a restart. The record we know may be old.
-		fresh, err := d.readCell(ctx)
-		if err != nil {
+	case asked == nil, errors.Is(asked, ukai.ErrNotAttached):
+		// It has let go, or does not know of holding the disk, as after a restart.
+		if err := seen.read(ctx, d); err != nil {
 			return err
 		}
-		if *rec, err = fresh, nil; rec.Phase == crdt.PhaseReleased || rec.Epoch == fresh.Epoch && rec.Holder == fresh.Holder {
-			return err
+		if seen.free(d.host.cfg.Node) || seen.rec.Holder == holder && asked != nil {
+			return nil
 		}
-		return &surprise{d.heldBy(fresh.Holder)}
-	case d.host.cfg.Mesh.Dead(*rec):
+		return &surprise{d.heldBy(seen.rec.Holder)}
+	case how == claimForced, d.host.cfg.Mesh.Dead(seen.rec):
 		return nil
-	case how == claimForced:
-		return nil
-	case errors.Is(err, ukai.ErrHeld):
-		return err
+	case errors.Is(asked, ukai.ErrHeld):
+		return asked
 	}
-	return fmt.Errorf("%w, which does not answer (%w): if it is certainly gone, take the disk over", d.heldBy(rec.Holder), err)
+	return fmt.Errorf("%w, which does not answer (%w): if it is certainly gone, take the disk over", held, asked)
 }
 
 // askToYield asks the holder to let go.

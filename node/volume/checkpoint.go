@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"math/bits"
 	"sync/atomic"
 	"time"
 
@@ -99,12 +98,4 @@ func (o *outstanding) advance() int {
 	}
 	o.tick.Store(now + 1)
 	return age
-}
-
-// popcount is the number of blocks a page holds; tests compare it with count.
-func (p *touchedPage) popcount() (n int) {
-	for i := range p {
-		n += bits.OnesCount64(p[i].Load())
-	}
-	return n
 }

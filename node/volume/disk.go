@@ -87,7 +87,7 @@ func (d *Disk) reserve(ctx context.Context, n int64) (reserved int64, err error)
 }
 
 // enter returns the holding of the disk, claimed if this node does not hold it yet. h.ops.leave must follow.
-func (d *Disk) enter(ctx context.Context) (*holding, error) {
+func (d *Disk) enter(ctx context.Context, how claiming) (*holding, error) {
 	for {
 		if h := d.holding.Load(); h != nil && h.ops.enter() {
 			if !h.used.Load() {
@@ -99,7 +99,7 @@ func (d *Disk) enter(ctx context.Context) (*holding, error) {
 			}
 			return h, nil
 		}
-		if err := d.open(ctx, claimIfFree); err != nil {
+		if err := d.open(ctx, how); err != nil {
 			return nil, err
 		}
 	}
@@ -151,7 +151,7 @@ func (d *Disk) mutate(ctx context.Context, kind wire.Kind, p []byte, off, n int6
 	if d.quiet.Load() {
 		d.quiet.Store(false)
 	}
-	h, err := d.enter(ctx)
+	h, err := d.enter(ctx, claimAsking)
 	if err != nil {
 		return err
 	}
@@ -272,6 +272,8 @@ func (d *Disk) Detach(ctx context.Context) error {
 	if !d.unattach() {
 		return nil
 	}
+	ctx, cancel := d.host.bounded(ctx, "detached")
+	defer cancel()
 	if err := d.lock(ctx); err != nil {
 		return fmt.Errorf("detach %s: %w", d.Name(), err)
 	}
@@ -323,7 +325,7 @@ func (d *Disk) release(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w while requests wait: %w", context.Cause(ctx), h.reason())
 	}
-	if h.check.Load().touched.count.Load() > 0 {
+	if c := h.check.Load(); c.stamp.Check > 1 || c.touched.count.Load() > 0 {
 		h.dirty.Store(true) // also what was written without being acknowledged must be the same everywhere
 	}
 	if err := h.flush(ctx); err != nil {
@@ -471,7 +473,7 @@ func (d *Disk) resize(ctx context.Context, size int64) error {
 	if err := ukai.CheckDiskSize(size); err != nil {
 		return err
 	}
-	h, err := d.enter(ctx)
+	h, err := d.enter(ctx, claimAsking)
 	if err != nil {
 		return err
 	}

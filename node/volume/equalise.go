@@ -62,7 +62,13 @@ func (h *holding) copyRange(ctx context.Context, from, to *member, off, n int64,
 		if err := from.get(ctx, buf, off); err != nil {
 			return err
 		}
-		if err := to.put(ctx, buf, off, stamp); err != nil {
+		var err error
+		if allZero(buf) {
+			err = to.zero(ctx, off, int64(len(buf)), stamp) // takes no space
+		} else {
+			err = to.put(ctx, buf, off, stamp)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -22,13 +22,17 @@ const (
 // forwardPatience is how long a read looks for somebody who can answer it while the holder changes or does not answer.
 const forwardPatience = 10 * time.Second
 
+// maxDenials is how often a node may deny that it serves a disk it is named the holder of, while it may be recovering,
+// before it is asked to let go.
+const maxDenials = 3
+
 // maxForwards bounds the requests of other nodes that run here; more are refused with ukai.ErrOverloaded.
 const maxForwards = 1024
 
 // anywhere reads: here if this node holds the disk or nobody does, else through the holder.
 func (d *Disk) anywhere(ctx context.Context, here func(*holding) error, there func(ctx context.Context, holder ukai.NodeID) error) error {
 	if h := d.holding.Load(); h != nil || d.users() > 0 {
-		h, err := d.enter(ctx)
+		h, err := d.enter(ctx, claimIfFree)
 		if err == nil {
 			defer h.ops.leave()
 			return here(h)
@@ -44,14 +48,18 @@ func (d *Disk) anywhere(ctx context.Context, here func(*holding) error, there fu
 	if rec, ok := d.host.cfg.Mesh.Record(d.id); ok && (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering) && rec.Holder != d.host.cfg.Node {
 		holder = rec.Holder
 	}
+	how, denials := claimIfFree, 0
 	for {
 		var err error
 		if !holder.IsZero() {
 			if err = there(ctx, holder); err == nil || !d.elsewhere(err) {
 				return err
 			}
+			if denials++; errors.Is(err, ukai.ErrNotAttached) && denials > maxDenials {
+				how = claimAsking // the record names it, and it does not know: as after a restart
+			}
 		}
-		h, again := d.enter(ctx)
+		h, again := d.enter(ctx, how)
 		if again == nil {
 			defer h.ops.leave()
 			return here(h)
@@ -60,11 +68,12 @@ func (d *Disk) anywhere(ctx context.Context, here func(*holding) error, there fu
 		if !errors.As(again, &held) {
 			return again
 		}
-		if err == nil && held.Node != holder {
-			holder = held.Node // go there at once
-			continue
+		if held.Node != holder {
+			holder, how, denials = held.Node, claimIfFree, 0
+			if err == nil {
+				continue // go there at once
+			}
 		}
-		holder = held.Node
 		if err == nil {
 			err = again
 		}

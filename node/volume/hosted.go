@@ -47,13 +47,14 @@ func (h *hosted) enter(epoch ukai.Epoch, session uint32) (*gate, error) {
 }
 
 // advance puts another fence in force: until drained and ready has returned, nothing is admitted at all, then what the
-// new fence says. The caller holds control.
+// new fence says. If ready fails the old one is back, since nobody has been told of the new. The caller holds control.
 func (h *hosted) advance(next fence, ready func() error) error {
 	old := h.admitted.Load()
 	// No session: operations of the old fence are refused from here on, and none of the new one has begun.
 	h.admitted.Store(&admission{fence{epoch: next.epoch}, newGate()})
 	<-old.ops.close()
 	if err := ready(); err != nil {
+		h.admitted.Store(&admission{old.fence, newGate()})
 		return err
 	}
 	h.admitted.Store(&admission{next, newGate()})

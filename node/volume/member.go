@@ -105,7 +105,9 @@ func (m *member) greet(ctx context.Context) error {
 	m.h.mu.Lock()
 	defer m.h.mu.Unlock()
 	m.newLink(session)
-	m.h.broadcast()
+	if m.h.view.Load() != nil {
+		m.h.rebuild()
+	}
 	return nil
 }
 

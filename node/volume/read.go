@@ -175,18 +175,18 @@ func (h *holding) readFrom(m *member, l *link, next *member, p []byte, off int64
 	}
 	first := h.startRead(m, l, p, off)
 	if next == nil {
-		return m, h.endRead(m, l, first, l.ctx)
+		return m, h.endRead(l.ctx, m, l, first)
 	}
 	delay := time.NewTimer(max(minHedge, m.latency.slow(), 2*h.host.rtt(m.Node)))
 	defer delay.Stop()
 	select {
 	case <-first.Done():
-		return m, h.endRead(m, l, first, l.ctx)
+		return m, h.endRead(l.ctx, m, l, first)
 	case <-delay.C:
 	}
 	nl := next.link.Load()
 	if nl == nil || next.local != nil {
-		return m, h.endRead(m, l, first, l.ctx)
+		return m, h.endRead(l.ctx, m, l, first)
 	}
 	q := hedges.get(len(p))
 	defer hedges.put(q)
@@ -194,21 +194,21 @@ func (h *holding) readFrom(m *member, l *link, next *member, p []byte, off int64
 	select {
 	case <-first.Done():
 	case <-second.Done():
-		if err := h.endRead(next, nl, second, nl.ctx); err == nil {
+		if err := h.endRead(nl.ctx, next, nl, second); err == nil {
 			// Ended as one that gives up, so that nothing writes to p any more.
-			if h.endRead(m, l, first, h.host.gone) != nil {
+			if h.endRead(h.host.gone, m, l, first) != nil {
 				copy(p, *q)
 				return next, nil
 			}
 			return m, nil
 		}
-		return m, h.endRead(m, l, first, l.ctx)
+		return m, h.endRead(l.ctx, m, l, first)
 	}
-	if err := h.endRead(m, l, first, l.ctx); err == nil {
-		_ = h.endRead(next, nl, second, h.host.gone) // not needed any more
+	if err := h.endRead(l.ctx, m, l, first); err == nil {
+		_ = h.endRead(h.host.gone, next, nl, second) // not needed any more
 		return m, nil
 	}
-	if err := h.endRead(next, nl, second, nl.ctx); err != nil {
+	if err := h.endRead(nl.ctx, next, nl, second); err != nil {
 		return next, err
 	}
 	copy(p, *q)
@@ -231,7 +231,7 @@ func (h *holding) startRead(m *member, l *link, p []byte, off int64) pendingRead
 	return r
 }
 
-func (h *holding) endRead(m *member, l *link, r pendingRead, ctx context.Context) error {
+func (h *holding) endRead(ctx context.Context, m *member, l *link, r pendingRead) error {
 	_, err := r.Wait(ctx)
 	l.ops.end(r.slot)
 	if err == nil {

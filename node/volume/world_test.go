@@ -142,6 +142,7 @@ func w(n *testNode) *world { return n.w }
 // kill ends the daemon of a node at once, as far as others can tell: what runs is joined, but nothing is released.
 func (n *testNode) kill() {
 	n.w.setClosed(n.n, true)
+	n.mem.Restart() // before Replicas.Close, which would make everything durable
 	rs, h := n.replicas.Swap(nil), n.host.Swap(nil)
 	if h != nil {
 		h.abandon()
@@ -162,8 +163,6 @@ func (h *Host) abandon() {
 func (n *testNode) restart(power bool) {
 	if power {
 		n.mem.Crash()
-	} else {
-		n.mem.Restart()
 	}
 	n.boot(nil)
 	n.w.setClosed(n.n, false)

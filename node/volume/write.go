@@ -336,7 +336,7 @@ func (h *holding) resend(op *mutation) (missing int, err error) {
 			if t.err != nil && t.l != nil && t.m.link.Load() == t.l {
 				// Refused in a session that stands.
 				if errors.Is(t.err, ukai.ErrOverloaded) && t.l.ctx.Err() == nil {
-					if t.again++; !h.sleep(min(time.Duration(t.again), 20) * overloadPause) {
+					if t.again++; !h.sleep(overloadPause * time.Duration(min(t.again, 20))) {
 						return 0, h.err()
 					}
 				} else if err := v.sole(t); err != nil {
@@ -381,7 +381,7 @@ func (h *holding) refusal(op *mutation) error {
 	}
 	for i := range op.targets[1:] {
 		if err := h.copyRange(h.ctx, op.targets[0].m, op.targets[1+i].m, op.off, op.n, op.stamp); err != nil {
-			return nil // the usual way: those that fail are dropped
+			return nil //nolint:nilerr // the usual way: those that fail are dropped
 		}
 	}
 	return op.targets[0].err

@@ -1,0 +1,618 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/store"
+)
+
+// async runs f in a goroutine of the bubble and returns a channel with its error.
+func async(f func() error) <-chan error {
+	c := make(chan error, 1)
+	go func() { c <- f() }()
+	return c
+}
+
+func (w *world) writing(n int, off int64, p []byte) <-chan error {
+	d, ctx := w.d(n), w.t.Context()
+	return async(func() error { _, err := d.WriteAt(ctx, p, off); return err })
+}
+
+func (w *world) reading(n int, off int64, p []byte) <-chan error {
+	d, ctx := w.d(n), w.t.Context()
+	return async(func() error { _, err := d.ReadAt(ctx, p, off); return err })
+}
+
+// wantWaiting fails if something ends within d that should wait.
+func wantWaiting(t *testing.T, what string, c <-chan error, d time.Duration) {
+	t.Helper()
+	select {
+	case err := <-c:
+		t.Fatalf("%s ended: %v", what, err)
+	case <-time.After(d):
+	}
+}
+
+func TestWriteThatReachedOneReplicaIsSettledByTheNextHolder(t *testing.T) {
+	for name, reached := range map[string]int{"on the first replica only": 0, "on the second replica only": 1} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+				w.attach(2)
+				w.write(2, 0, fill(8192, 1))
+				w.setCut(2, 1-reached, true)
+				ended := w.writing(2, 4096, fill(8192, 2))
+				time.Sleep(100 * time.Millisecond)
+				if w.nodes[reached].raw(4096, 1)[0] != 2 || w.nodes[1-reached].raw(4096, 1)[0] != 1 {
+					t.Fatal("the write is not on exactly one replica")
+				}
+				w.nodes[2].kill()
+				if err := <-ended; err == nil {
+					t.Fatal("the write was acknowledged")
+				}
+				w.setCut(2, 1-reached, false)
+				w.nodes[2].restart(false)
+				w.attach(2)
+				w.wantEqual()
+				first := make([]byte, 1)
+				for range 4 {
+					p := make([]byte, 1)
+					if _, err := w.d(2).ReadAt(w.t.Context(), p, 4096); err != nil {
+						t.Fatal(err)
+					}
+					if first[0] == 0 {
+						first[0] = p[0]
+					}
+					if p[0] != first[0] {
+						t.Fatalf("read %d after %d", p[0], first[0])
+					}
+				}
+				w.wantRead(2, 0, fill(4096, 1))
+			})
+		})
+	}
+}
+
+func TestRecoveryLooksOnlyAtBlocksNewerThanStable(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		for b := range int64(8) {
+			w.write(2, b*testBlock, fill(512, byte(b+1)))
+		}
+		time.Sleep(checkpointEvery + 3*time.Second)
+		want := ukai.BlockStamp{Epoch: 1, Check: 1}
+		for n := range 2 {
+			h, err := w.nodes[n].replicas.Load().open(context.Background(), w.disk, w.nodes[n].rid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := h.data.Header().Stable; got != want {
+				t.Errorf("n%d: stable %v, want %v", n, got, want)
+			}
+			if s, _ := h.data.Stamp(3); want.Less(s) {
+				t.Errorf("n%d: block 3 is suspect: %v", n, s)
+			}
+		}
+		w.write(2, 0, fill(512, 9))
+		h, _ := w.nodes[0].replicas.Load().open(context.Background(), w.disk, w.nodes[0].rid)
+		if s, _ := h.data.Stamp(0); !want.Less(s) {
+			t.Errorf("a write after the checkpoint left stamp %v", s)
+		}
+	})
+}
+
+func TestZombieHolderGetsNoAckAndReadsNothingStale(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.isolate([]int{0}, []int{1, 2}, true)
+		w.cells.set(func(c *testCells) { c.down = map[int]bool{0: true} })
+		begin := time.Now()
+		if err := w.d(1).Takeover(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if waited := time.Since(begin); waited < leaseTime {
+			t.Errorf("the takeover took %v, less than the lease of a holder that could not be sealed", waited)
+		}
+		w.write(1, 0, fill(512, 2))
+		p := make([]byte, 512)
+		read := w.reading(0, 0, p)
+		wantWaiting(t, "a read of the deposed holder from its own replica", read, 30*time.Second)
+		write := w.writing(0, 512, fill(512, 3))
+		wantWaiting(t, "a write of the deposed holder", write, 30*time.Second)
+		w.cells.set(func(c *testCells) { c.down = nil })
+		w.isolate([]int{0}, []int{1, 2}, false)
+		if err := <-read; !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("read: %v, got %d", err, p[0])
+		}
+		if err := <-write; !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("write: %v", err)
+		}
+		w.wantRead(1, 512, make([]byte, 512))
+		// Attached anew it is a reader like others.
+		if err := w.d(0).Detach(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.wantRead(0, 0, fill(512, 2))
+	})
+}
+
+func TestSealedHolderStopsAtItsNextRequest(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(512, 1))
+		rec := w.cells.record()
+		w.cells.set(func(c *testCells) { c.old = &rec }) // gossip is late
+		if err := w.d(0).Takeover(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.d(2).WriteAt(w.t.Context(), fill(512, 2), 0); !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("write: %v", err)
+		}
+		if _, err := w.d(2).ReadAt(w.t.Context(), make([]byte, 512), 0); !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("read: %v", err)
+		}
+		w.wantRead(0, 0, fill(512, 1))
+		w.wantEqual()
+	})
+}
+
+func TestHolderLearnsFromGossipThatItIsDeposed(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		rec := w.cells.record()
+		rec.Epoch++
+		w.nodes[2].host.Load().Observe(rec)
+		if s := w.d(2).Status(); s.Ended == "" {
+			t.Error("still serving")
+		}
+	})
+}
+
+func TestShrinkInDoubtIsSettled(t *testing.T) {
+	for name, set := range map[string]func(c *testCells){
+		"committed, answer lost": func(c *testCells) { c.doubt = 1 },
+		"not committed":          func(c *testCells) { c.lose = 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+				w.attach(2)
+				w.write(2, 0, fill(512, 1))
+				w.cells.set(set)
+				w.nodes[0].kill()
+				w.write(2, 0, fill(512, 2))
+				if in := w.inSync(); len(in) != 1 || in[0] != 1 {
+					t.Errorf("in sync when the write was acknowledged: %v", in)
+				}
+				w.wantRead(2, 0, fill(512, 2))
+				w.nodes[0].restart(false)
+			})
+		})
+	}
+}
+
+func TestWhileAShrinkIsInDoubtItsReplicaIsNotRead(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		// The record says that n0's replica is out, and the holder does not know.
+		w.cells.set(func(c *testCells) { c.latency = time.Hour })
+		h := w.d(0).holding.Load()
+		m := h.members[w.nodes[0].rid]
+		m.lost(m.link.Load(), ukai.ErrMedia)
+		time.Sleep(time.Second)
+		if s := w.d(0).Status(); !s.InDoubt {
+			t.Fatal("no change is in doubt")
+		}
+		before := w.requests.Load()
+		w.wantRead(0, 0, fill(512, 1))
+		if w.requests.Load() == before {
+			t.Error("read from the replica that may be out")
+		}
+		w.cells.set(func(c *testCells) { c.latency = time.Millisecond })
+	})
+}
+
+func TestWritesWaitBelowMinSyncAndGoOnWhenTheReplicaReturns(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.MinSync = 2 }}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[1].kill()
+		write := w.writing(0, 0, fill(512, 2))
+		wantWaiting(t, "a write below min-sync", write, time.Minute)
+		if s := w.d(0).Status(); s.Suspended == "" {
+			t.Error("status does not say that the disk is suspended")
+		}
+		w.nodes[1].restart(false)
+		if err := <-write; err != nil {
+			t.Fatal(err)
+		}
+		if s := w.d(0).Status(); s.Suspended != "" {
+			t.Errorf("still suspended: %s", s.Suspended)
+		}
+		w.wantEqual()
+		w.wantRead(0, 0, fill(512, 2))
+	})
+}
+
+func TestWritesWaitWithoutAQuorumAndGoOnWithOne(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.cells.set(func(c *testCells) { c.down = map[int]bool{0: true} })
+		w.nodes[1].kill()
+		write := w.writing(0, 0, fill(512, 2))
+		wantWaiting(t, "a write with a lost replica and no quorum", write, time.Minute)
+		w.cells.set(func(c *testCells) { c.down = nil })
+		if err := <-write; err != nil {
+			t.Fatal(err)
+		}
+		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
+			t.Errorf("in sync: %v", in)
+		}
+	})
+}
+
+func TestOnLossErrorFailsAfterTheLimitAndKeepsTheRange(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.MinSync, r.OnLoss = 2, crdt.Error }}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[1].kill()
+		begin := time.Now()
+		p := fill(512, 2)
+		if _, err := w.d(0).WriteAt(w.t.Context(), p, 0); !errors.Is(err, ukai.ErrSuspended) {
+			t.Fatalf("write: %v", err)
+		}
+		if took := time.Since(begin); took < 20*time.Second || took > 21*time.Second {
+			t.Errorf("failed after %v", took)
+		}
+		copy(p, fill(512, 0xee)) // the buffer is the caller's again
+		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+		defer cancel()
+		if _, err := w.d(0).ReadAt(ctx, make([]byte, 512), 0); err == nil {
+			t.Error("read a range whose content is not settled")
+		}
+		w.nodes[1].restart(false)
+		w.wantRead(0, 0, fill(512, 2))
+		w.wantEqual()
+	})
+}
+
+func TestAttachBelowMinSyncServesReadsOnly(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.MinSync = 2 }}, func(w *world) {
+		w.nodes[1].kill()
+		w.attach(0)
+		w.wantRead(0, 0, make([]byte, 512))
+		write := w.writing(0, 0, fill(512, 2))
+		wantWaiting(t, "a write", write, time.Minute)
+		w.d(0).holding.Load().end(ukai.ErrClosed)
+		<-write
+	})
+}
+
+func TestFlushIsNotVouchedForByAReplicaThatLostPower(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[1].kill()
+		w.nodes[1].restart(true)
+		w.flush(0)
+		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
+			t.Errorf("in sync after the flush: %v", in)
+		}
+		w.wantRead(0, 0, fill(512, 1))
+	})
+}
+
+func TestDaemonRestartOfAReplicaLosesNothing(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[1].kill()
+		time.Sleep(50 * time.Millisecond)
+		w.nodes[1].restart(false)
+		w.write(0, 512, fill(512, 2))
+		w.flush(0)
+		if in := w.inSync(); len(in) != 2 {
+			t.Errorf("in sync: %v", in)
+		}
+		w.wantEqual()
+	})
+}
+
+func TestLastReplicaThatLostUnflushedWritesPoisonsTheDisk(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 1}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(512, 1))
+		w.flush(2)
+		w.write(2, 512, fill(512, 2))
+		w.nodes[0].kill()
+		w.nodes[0].restart(true)
+		if err := w.d(2).Flush(w.t.Context()); !errors.Is(err, ukai.ErrLost) {
+			t.Fatalf("flush: %v", err)
+		}
+		if _, err := w.d(2).ReadAt(w.t.Context(), make([]byte, 512), 0); !errors.Is(err, ukai.ErrLost) {
+			t.Errorf("read: %v", err)
+		}
+		w.detach(2)
+		w.attach(2)
+		w.wantRead(2, 0, fill(512, 1))
+		w.wantRead(2, 512, make([]byte, 512))
+	})
+}
+
+func TestLastReplicaThatLostNothingIsTakenBack(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 1}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(512, 1))
+		w.flush(2)
+		w.nodes[0].kill()
+		write := w.writing(2, 512, fill(512, 2))
+		wantWaiting(t, "a write without any replica", write, 10*time.Second)
+		w.nodes[0].restart(true)
+		if err := <-write; err != nil {
+			t.Fatal(err)
+		}
+		w.wantRead(2, 0, fill(512, 1))
+		w.wantRead(2, 512, fill(512, 2))
+	})
+}
+
+func TestUncleanReplicaIsNotTheAuthority(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(512, 1)) // acknowledged, not flushed
+		w.nodes[2].kill()
+		w.nodes[0].kill()
+		w.nodes[0].restart(true) // lost it
+		w.nodes[2].restart(false)
+		w.attach(0) // its own replica is the nearest, and unclean
+		w.wantRead(0, 0, fill(512, 1))
+		w.wantEqual()
+	})
+}
+
+func TestLateRequestOfADeadConnectionIsRefused(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.mu.Lock()
+		w.delay = func(int, int) time.Duration { return 10 * time.Millisecond }
+		w.late = 400 * time.Millisecond
+		w.mu.Unlock()
+		for round := range 20 {
+			first := w.writing(2, 0, fill(512, byte(2*round+1)))
+			time.Sleep(5 * time.Millisecond) // on its way
+			w.flap(0)
+			w.flap(1)
+			if err := <-first; err != nil {
+				t.Fatal(err)
+			}
+			w.write(2, 0, fill(512, byte(2*round+2)))
+		}
+		time.Sleep(time.Second)
+		w.wantEqual()
+		w.wantRead(2, 0, fill(512, 40))
+		if in := w.inSync(); len(in) != 2 {
+			t.Errorf("in sync: %v", in)
+		}
+	})
+}
+
+func TestIncompleteWriteIsNotSeen(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.setCut(0, 1, true)
+		write := w.writing(0, 0, fill(512, 2))
+		time.Sleep(50 * time.Millisecond)
+		p := make([]byte, 512)
+		read := w.reading(0, 0, p)
+		wantWaiting(t, "a read of a write that is not everywhere", read, 200*time.Millisecond)
+		w.setCut(0, 1, false)
+		if err := <-write; err != nil {
+			t.Fatal(err)
+		}
+		if err := <-read; err != nil || p[0] != 2 {
+			t.Fatalf("read %d, %v", p[0], err)
+		}
+	})
+}
+
+func TestFullReplicaLeavesWhileAnotherHasRoom(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, mem: func(n int) store.MemConfig {
+		if n == 1 {
+			return store.MemConfig{Capacity: 2 << 20}
+		}
+		return store.MemConfig{}
+	}}, func(w *world) {
+		w.attach(0)
+		for b := range int64(6) {
+			w.write(0, b*testBlock, fill(1<<20, byte(b+1)))
+		}
+		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
+			t.Errorf("in sync: %v", in)
+		}
+		w.wantRead(0, 5*testBlock, fill(1<<20, 6))
+	})
+}
+
+func TestFullDiskIsReportedByTheNameOfTheNode(t *testing.T) {
+	for name, replicas := range map[string]int{"one replica": 1, "two replicas": 2} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: replicas, mem: func(int) store.MemConfig { return store.MemConfig{Capacity: 2 << 20} }}, func(w *world) {
+				w.attach(2)
+				var err error
+				for b := range int64(6) {
+					if _, err = w.d(2).WriteAt(w.t.Context(), fill(1<<20, byte(b+1)), b*testBlock); err != nil {
+						break
+					}
+				}
+				named := (*ukai.NodeError)(nil)
+				if !errors.Is(err, ukai.ErrNoSpace) || !errors.As(err, &named) {
+					t.Fatalf("write: %v", err)
+				}
+				if in := w.inSync(); len(in) != replicas {
+					t.Errorf("in sync: %v", in)
+				}
+				w.wantRead(2, 0, fill(1<<20, 1))
+				w.write(2, 0, fill(4096, 9)) // what is allocated can be written
+				w.wantEqual()
+			})
+		})
+	}
+}
+
+func TestBrokenReplicaLeaves(t *testing.T) {
+	var broken bool
+	bubble(t, setup{nodes: 3, replicas: 2, mem: func(n int) store.MemConfig {
+		return store.MemConfig{Fault: func(op store.Op) error {
+			if n == 1 && broken {
+				return errors.New("medium error")
+			}
+			return nil
+		}}
+	}}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		broken = true
+		w.flush(0)
+		w.write(0, 0, fill(512, 2))
+		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
+			t.Errorf("in sync: %v", in)
+		}
+		broken = false
+	})
+}
+
+func TestDeadHolderIsDeposedWithoutBeingAsked(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[0].kill()
+		if err := w.d(1).Attach(w.t.Context()); !errors.Is(err, ukai.ErrHeld) {
+			t.Fatalf("attach before anybody holds n0 for dead: %v", err)
+		}
+		w.mu.Lock()
+		w.dead[0] = true
+		w.mu.Unlock()
+		w.attach(1)
+		w.wantRead(1, 0, fill(512, 1))
+		w.write(1, 0, fill(512, 2))
+		if in := w.inSync(); len(in) != 1 || in[0] != 1 {
+			t.Errorf("in sync: %v", in)
+		}
+		w.nodes[0].restart(false)
+		w.wantRead(0, 0, fill(512, 2))
+	})
+}
+
+func TestRestartedHolderGivesWay(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[0].kill()
+		w.nodes[0].restart(false)
+		w.wantRead(2, 0, fill(512, 1)) // a reader, though the record says that n0 holds the disk
+		w.attach(1)
+		w.wantRead(1, 0, fill(512, 1))
+	})
+}
+
+func TestSlowReplicaIsHedged(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(4096, 1))
+		for range 20 {
+			w.wantRead(2, 0, fill(4096, 1))
+		}
+		w.setCut(0, 2, true) // n0's answers are lost
+		begin := time.Now()
+		w.wantRead(2, 0, fill(4096, 1))
+		if took := time.Since(begin); took > 100*time.Millisecond {
+			t.Errorf("the read took %v", took)
+		}
+		w.setCut(0, 2, false)
+	})
+}
+
+func TestReadErrorFailsOver(t *testing.T) {
+	var broken bool
+	bubble(t, setup{nodes: 3, replicas: 2, mem: func(n int) store.MemConfig {
+		return store.MemConfig{Fault: func(op store.Op) error {
+			if n == 0 && broken && op.Kind == store.OpRead {
+				return errors.New("medium error")
+			}
+			return nil
+		}}
+	}}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		broken = true
+		w.wantRead(0, 0, fill(512, 1))
+		if in := w.inSync(); len(in) != 2 {
+			t.Errorf("in sync: %v", in)
+		}
+	})
+}
+
+func TestRepeatedSealAnswersAgainAndHelloNeedsANewerSession(t *testing.T) {
+	bubble(t, setup{nodes: 1, replicas: 1}, func(w *world) {
+		n := w.nodes[0]
+		ctx := w.t.Context()
+		h, err := n.replicas.Load().open(ctx, w.disk, n.rid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stamp := ukai.BlockStamp{Epoch: 3, Check: 1}
+		if err := h.write(ctx, 0, 0, fill(512, 1), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
+			t.Fatalf("a replica that was never sealed took a write: %v", err)
+		}
+		for range 2 {
+			if r, err := h.seal(ctx, 3, sealRequest{}); err != nil || r.Session != 1 {
+				t.Fatalf("seal: %+v, %v", r, err)
+			}
+		}
+		if err := h.write(ctx, 3, 1, fill(512, 1), 0, stamp); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.hello(ctx, 3, 2, n.store.Incarnation()); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.write(ctx, 3, 1, fill(512, 9), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("a write of an old session: %v", err)
+		}
+		if err := h.hello(ctx, 3, 2, n.store.Incarnation()); !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("the same session twice: %v", err)
+		}
+		if _, err := h.seal(ctx, 2, sealRequest{}); !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("a seal of an old epoch: %v", err)
+		}
+		n.kill()
+		n.restart(false)
+		h, err = n.replicas.Load().open(ctx, w.disk, n.rid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.write(ctx, 3, 2, fill(512, 9), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("a write after a restart, without hello: %v", err)
+		}
+		if r, err := h.seal(ctx, 3, sealRequest{}); err != nil || r.Session != 0 {
+			t.Errorf("seal after a restart: %+v, %v", r, err)
+		}
+		if err := h.hello(ctx, 3, 3, ukai.Incarnation{9}); !errors.Is(err, ukai.ErrRestarted) {
+			t.Errorf("hello for another incarnation: %v", err)
+		}
+		p := make([]byte, 512)
+		if err := h.data.ReadAt(p, 0); err != nil || !bytes.Equal(p, fill(512, 1)) {
+			t.Errorf("a refused write was applied: %d, %v", p[0], err)
+		}
+		if _, err := n.replicas.Load().open(ctx, w.disk, 4711); !errors.Is(err, ukai.ErrNotFound) {
+			t.Errorf("unknown replica: %v", err)
+		}
+	})
+}
