@@ -7,6 +7,9 @@ import (
 	"ukai"
 )
 
+// raiseBlocks is how many blocks one caller adds to a round: discarding a whole disk raises all of its stamps.
+const raiseBlocks = MaxBatchKeys
+
 // raiseRound gathers changes of stamps that become durable together.
 type raiseRound struct {
 	blocks map[ukai.Index]stampChange
@@ -48,11 +51,15 @@ func (r *replica) Raise(ctx context.Context, from, to ukai.Index, s ukai.BlockSt
 	if err := r.usable(); err != nil {
 		return err
 	}
-	for !r.stamps.cover(from, to, s) {
-		if err := r.joinRaise(ctx, from, to, stampChange{stamp: s}); err != nil {
-			return fmt.Errorf("raise stamps of %v: %w", r.key, err)
+	for from <= to {
+		upTo := min(to, from+raiseBlocks-1)
+		for !r.stamps.cover(from, upTo, s) {
+			if err := r.joinRaise(ctx, from, upTo, stampChange{stamp: s}); err != nil {
+				return fmt.Errorf("raise stamps of %v: %w", r.key, err)
+			}
+			// A round that was under way may have failed; then the next one is asked.
 		}
-		// A round that was under way may have failed; then the next one is asked.
+		from = upTo + 1
 	}
 	return nil
 }
