@@ -218,6 +218,8 @@ func address(v string, mustHost bool) (string, error) {
 	switch {
 	case host == "" && mustHost:
 		return wrong("there is no host")
+	case host != "" && strings.Trim(host, "0123456789.") == "" && net.ParseIP(host) == nil:
+		return wrong("the host is a number")
 	case host != "" && net.ParseIP(host) == nil && !hostRule.MatchString(host) && !isZoned(host):
 		return wrong("the host is neither a name nor an IP address")
 	}
