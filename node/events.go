@@ -64,13 +64,6 @@ func (e *events) once(key string, ev admin.Event) {
 	}
 }
 
-// forget lets an event with this key be told again.
-func (e *events) forget(key string) {
-	e.mu.Lock()
-	delete(e.told, key)
-	e.mu.Unlock()
-}
-
 // listen returns the events from now on until ctx ends.
 func (e *events) listen(ctx context.Context, spawn func(func()) bool) <-chan admin.Event {
 	in, out := make(chan admin.Event, eventBuffer), make(chan admin.Event)

@@ -48,7 +48,7 @@ func Marshal(v any) ([]byte, error) { return enc.Marshal(v) }
 // Unmarshal decodes all of data into v. Errors match ukai.ErrCorrupt.
 func Unmarshal(data []byte, v any) error {
 	if err := dec.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("decode %T: %w: %v", v, ukai.ErrCorrupt, err)
+		return fmt.Errorf("decode %T: %w: %w", v, ukai.ErrCorrupt, err)
 	}
 	return nil
 }
@@ -56,7 +56,7 @@ func Unmarshal(data []byte, v any) error {
 // UnmarshalKnown is Unmarshal, but refuses fields that v does not have.
 func UnmarshalKnown(data []byte, v any) error {
 	if err := known.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("decode %T: %w: %v", v, ukai.ErrCorrupt, err)
+		return fmt.Errorf("decode %T: %w: %w", v, ukai.ErrCorrupt, err)
 	}
 	return nil
 }
@@ -66,11 +66,11 @@ func UnmarshalKnown(data []byte, v any) error {
 func CheckCanonical(data []byte) error {
 	var v any
 	if err := dec.Unmarshal(data, &v); err != nil {
-		return fmt.Errorf("%w: %v", ukai.ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", ukai.ErrCorrupt, err)
 	}
 	again, err := enc.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("%w: %v", ukai.ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", ukai.ErrCorrupt, err)
 	}
 	if !bytes.Equal(again, data) {
 		return fmt.Errorf("%w: not in canonical form", ukai.ErrCorrupt)

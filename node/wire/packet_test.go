@@ -3,7 +3,6 @@ package wire
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -227,7 +226,7 @@ func FuzzOpenPacket(f *testing.F) {
 			return
 		}
 		if !bytes.Equal(b, good) || string(payload) != "hello" || sender != (senderID{3}) || counter != 4 {
-			t.Fatal(fmt.Sprintf("forged: % x", b))
+			t.Fatalf("forged: % x", b)
 		}
 	})
 }

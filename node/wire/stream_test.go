@@ -86,7 +86,7 @@ func TestStreamDeadlines(t *testing.T) {
 		start := time.Now()
 		_ = s.SetDeadline(start.Add(time.Second))
 		_, err = s.Read(make([]byte, 1))
-		if timeout, ok := err.(net.Error); !ok || !timeout.Timeout() || !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != time.Second {
+		if timeout, ok := errors.AsType[net.Error](err); !ok || !timeout.Timeout() || !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("read after %v: %v", time.Since(start), err)
 		}
 		start = time.Now()

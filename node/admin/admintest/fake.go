@@ -484,7 +484,7 @@ func (f *Fake) choose(r admin.Rule) (chosen []*admin.Node, reasons []admin.Reaso
 		have := 0
 		for i := range f.nodes {
 			n := &f.nodes[i]
-			why := ""
+			var why string
 			switch {
 			case slices.Contains(chosen, n):
 				continue
