@@ -366,20 +366,71 @@ func TestSweepForgetsWhatAllHaveSeenDeleted(t *testing.T) {
 	s.must(s.Retire(nodeID(3)))
 	refused("not yet 30 days", later(TombstoneKeep-time.Second))
 
-	// A peer that has not swept yet brings the tombstone back, and the next sweep forgets it again.
-	tomb := s.Extract([]Key{DiskKey(id)})
-	for range 2 {
-		if _, forgotten := s.Sweep(later(TombstoneKeep)); !slices.Equal(forgotten, []Key{DiskKey(id)}) {
-			t.Fatalf("30 days later: forgets %v", forgotten)
-		}
-		if _, ok := s.Disk(id); ok {
-			t.Fatal("the forgotten disk is still known")
-		}
-		checkIndexes(t, s.Catalog)
-		s.mergeChecked(tomb)
+	if _, forgotten := s.Sweep(later(TombstoneKeep)); !slices.Equal(forgotten, []Key{DiskKey(id)}) {
+		t.Fatalf("30 days later: forgets %v", forgotten)
 	}
+	if _, ok := s.Disk(id); ok {
+		t.Fatal("the forgotten disk is still known")
+	}
+	checkIndexes(t, s.Catalog)
 	if len(s.DisksByName("vm2")) != 1 {
 		t.Error("the sweep touched a live disk")
+	}
+}
+
+func TestScreenKeepsOutWhatIsForgotten(t *testing.T) {
+	s := newSite(t, 1)
+	id := s.create(1, "vm1")
+	s.create(2, "vm2")
+	live := s.Extract([]Key{DiskKey(id), DiskKey(diskID(2))})
+	d, _ := s.Disk(id)
+	rec, _ := d.Record()
+	rec.Version, rec.Phase = rec.Version+1, PhaseDeleted
+	s.must(s.PutRecord(rec))
+	unmarked := s.Extract([]Key{DiskKey(id)})
+	mark := s.now()
+	marking, _ := s.Sweep(mark)
+	tomb := s.Extract([]Key{DiskKey(id), DiskKey(diskID(2))})
+	split := s.Extract([]Key{DiskKey(id)}) // marked, though one history goes on
+	split.disks[0].view = live.disks[0].view
+
+	then := mark.Time().Add(TombstoneKeep)
+	fresh := func(caughtUp time.Duration) *Catalog { // knows a node and no disk
+		c := NewCatalog()
+		if _, err := c.PutNode(nodeID(1), NodeInfo{Seq: 1, Boot: 1, Name: "t", CaughtUp: mark.Time().Add(caughtUp).UnixMilli()}); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	both, second := tomb.Keys(), []Key{DiskKey(diskID(2))}
+	for _, tc := range []struct {
+		what     string
+		c        *Catalog
+		d        Delta
+		at       time.Time
+		outdated bool
+		want     []Key
+		whole    bool
+	}{
+		{"all have caught up", fresh(time.Hour), tomb, then, false, second, true},
+		{"not yet 30 days", fresh(time.Hour), tomb, then.Add(-time.Second), false, both, true},
+		{"not all have caught up", fresh(0), tomb, then, false, both, true},
+		{"known here", s.Catalog, tomb, then, false, both, true},
+		{"no node known", NewCatalog(), tomb, then, false, both, true},
+		{"the mark alone", fresh(time.Hour), marking, then, false, nil, true},
+		{"no mark", fresh(time.Hour), unmarked, then, false, unmarked.Keys(), true},
+		{"one history goes on", fresh(time.Hour), split, then, false, split.Keys(), true},
+		{"outdated peer", fresh(time.Hour), live, then, true, nil, false},
+		{"outdated peer, known here", s.Catalog, live, then, true, both, true},
+	} {
+		before := tc.d.Keys()
+		got, whole := tc.c.Screen(tc.d, tc.at, tc.outdated)
+		if !slices.Equal(got.Keys(), tc.want) || whole != tc.whole {
+			t.Errorf("%s: passes %v, whole %v; want %v, %v", tc.what, got.Keys(), whole, tc.want, tc.whole)
+		}
+		if !slices.Equal(tc.d.Keys(), before) {
+			t.Errorf("%s: the delta was changed", tc.what)
+		}
 	}
 }
 

@@ -265,13 +265,11 @@ func (f *diskFields) mergeView(theirs []packed) (changed bool, differing []packe
 }
 
 // isDeleted says whether all histories of the disk end in its deletion.
-func (f *diskFields) isDeleted() bool {
-	for _, p := range f.view {
-		if p.head().Phase != PhaseDeleted {
-			return false
-		}
-	}
-	return len(f.view) > 0
+func (f *diskFields) isDeleted() bool { return len(f.view) > 0 && !f.isLive() }
+
+// isLive says whether some history of the disk is known to go on.
+func (f *diskFields) isLive() bool {
+	return slices.ContainsFunc(f.view, func(p packed) bool { return p.head().Phase != PhaseDeleted })
 }
 
 // disk returns f in the form that callers get, sharing nothing that changes.

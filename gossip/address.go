@@ -3,6 +3,7 @@ package gossip
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"time"
@@ -49,6 +50,17 @@ func advertised(ctx context.Context, cfg Config) (netip.AddrPort, error) {
 	}
 	cfg.Log.Warn("no route to anywhere: other machines cannot reach this node until it is started with an address to advertise")
 	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), listen.Port()), nil
+}
+
+// seenAt takes in the address a peer sees this node at. It may rightly differ, on a machine with several; behind address translation it is
+// the one to advertise.
+func (m *Mesh) seenAt(peer ukai.NodeID, seen string) {
+	addr, err := netip.ParseAddrPort(seen)
+	if err != nil || addr.Addr().Unmap() == m.advertise.Addr() {
+		return
+	}
+	m.quiet.write(slog.LevelInfo, "a peer sees this node at another address than it advertises; if others cannot reach it, set the address to advertise",
+		"seen", addr.Addr().Unmap().String(), "advertised", m.advertise.String(), "peer", peer.Short())
 }
 
 func checkAdvertise(s string, port uint16) (netip.AddrPort, error) {

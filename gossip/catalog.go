@@ -20,6 +20,9 @@ const maxSkew = crdt.MaxSkew
 // and on its way to the other nodes. If the journal fails, the change is in memory and spreads all the same; the error says so. An error of
 // the function itself is returned as it is, after whatever delta came with it has been taken.
 func (m *Mesh) Update(change func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error)) error {
+	if m.closing.Load() {
+		return ukai.ErrClosed
+	}
 	wall := m.cfg.Now()
 	m.mu.Lock()
 	d, err := change(m.catalog, func() crdt.Stamp { return m.clock.Now(wall) })
@@ -84,14 +87,16 @@ func rootOf(c *crdt.Catalog) uint64 {
 	return root
 }
 
-// absorb merges what a peer sent and returns the keys of what changed. Entries with stamps from the future are left out.
-func (m *Mesh) absorb(d crdt.Delta) []crdt.Key {
+// absorb merges what a peer sent and returns the keys of what changed. Entries with stamps from the future are left out, and so are disks
+// not known here that come from an outdated peer; then whole is false.
+func (m *Mesh) absorb(d crdt.Delta, outdated bool) (changed []crdt.Key, whole bool) {
 	own := crdt.NodeKey(m.id)
 	if slices.Contains(d.Keys(), own) {
 		m.readOwn(d)
 	}
 	wall := m.cfg.Now()
 	m.mu.Lock()
+	d, whole = m.catalog.Screen(d, wall, outdated)
 	changed, err := m.catalog.Merge(d, wall)
 	_ = m.clock.Observe(m.catalog.Newest(), wall) // Merge has refused what the clock would refuse
 	m.changed(changed)
@@ -100,7 +105,7 @@ func (m *Mesh) absorb(d crdt.Delta) []crdt.Key {
 	if err != nil {
 		m.complain(err)
 	}
-	return changed
+	return changed, whole && !errors.Is(err, ukai.ErrClockSkew)
 }
 
 // complain counts and logs what Merge refused.
@@ -132,13 +137,9 @@ func (m *Mesh) recall(peer ukai.NodeID, boot, seq uint64) {
 	m.setRecalled()
 }
 
-// remembers holds what somebody knows of this node against what its database says. Only this node makes boots and seqs, and it makes them durable
-// before it shows them; so if others know larger ones, the database is an old copy, and promises this node made are lost.
+// remembers holds what somebody knows of this node against what its database says. If that is an old copy, promises this node made are lost.
 func (m *Mesh) remembers(who string, boot, seq uint64) {
-	m.mu.Lock()
-	own := m.seq
-	m.mu.Unlock()
-	if boot > m.boot || boot == m.boot && seq > own || boot < m.boot && seq > m.loaded.Seq {
+	if m.report().olderThan(boot, seq) {
 		m.setQuarantined(who, boot, seq)
 	}
 }
@@ -164,8 +165,8 @@ func (m *Mesh) Quarantined() error {
 	return nil
 }
 
-// Recalled is closed once a peer has told what it remembers of this node, or at once if the node knows of no seed and no peer. Before that
-// Quarantined says nothing, and a node that may ever have served must wait.
+// Recalled is closed once a peer has told what it remembers of this node, or at once if nobody can remember it: at its first start, and if it
+// knows neither seeds, other than itself, nor peers. Before that Quarantined says nothing, and the node must not serve.
 func (m *Mesh) Recalled() <-chan struct{} { return m.recalled }
 
 func (m *Mesh) setRecalled() {
@@ -196,6 +197,9 @@ func (m *Mesh) Publish(ctx context.Context, edit func(info *crdt.NodeInfo)) erro
 		return ukai.ErrClosed
 	}
 	defer func() { <-m.publishing }()
+	if m.closing.Load() {
+		return ukai.ErrClosed
+	}
 	if err := m.Quarantined(); err != nil {
 		return err
 	}

@@ -28,12 +28,15 @@ const (
 
 // exchange is the asking side of one catalog stream.
 type exchange struct {
-	m       *Mesh
-	conn    net.Conn
-	expire  *time.Timer
-	peer    ukai.NodeID
-	root    uint64
-	changed []crdt.Key // here, so far
+	m        *Mesh
+	conn     net.Conn
+	expire   *time.Timer
+	peer     ukai.NodeID
+	root     uint64
+	outdated bool       // the peer is
+	began    time.Time  // by our wall clock
+	partial  bool       // some of what the peer sent was refused
+	changed  []crdt.Key // here, so far
 }
 
 // greet opens a catalog stream and says hello. Before a node publishes anything to a mesh it has greeted a member and learned
@@ -43,20 +46,28 @@ func (m *Mesh) greet(ctx context.Context, addr netip.AddrPort) (*exchange, error
 	if err != nil {
 		return nil, err
 	}
-	x := &exchange{m: m, conn: conn}
+	x, err := m.greetOn(conn)
+	if err != nil {
+		return nil, fmt.Errorf("greet %v: %w", addr, err)
+	}
+	return x, nil
+}
+
+func (m *Mesh) greetOn(conn net.Conn) (*exchange, error) {
+	x := &exchange{m: m, conn: conn, began: m.cfg.Now()}
 	x.expire = time.AfterFunc(exchangeTime, func() { _ = conn.Close() })
 	m.mu.Lock()
 	root := m.roots.now
 	m.mu.Unlock()
 	sent := time.Now()
 	var w welcome
-	err = x.send(frameHello, hello{Protocol: protocol, From: m.id, Wall: m.cfg.Now().UnixMilli(), Root: root})
+	err := x.send(frameHello, hello{Protocol: protocol, From: m.id, Wall: m.cfg.Now().UnixMilli(), Root: root, Own: m.report()})
 	if err == nil {
 		err = x.receive(frameWelcome, &w)
 	}
 	if err != nil {
 		x.close()
-		return nil, fmt.Errorf("greet %v: %w", addr, err)
+		return nil, err
 	}
 	x.peer, x.root = w.From, w.Root
 	if x.peer == m.id {
@@ -64,6 +75,8 @@ func (m *Mesh) greet(ctx context.Context, addr netip.AddrPort) (*exchange, error
 	}
 	m.noteClock(w.From, w.Wall, time.Since(sent))
 	m.recall(w.From, w.Boot, w.Seq)
+	x.outdated = m.outdated(w.From, w.Own)
+	m.seenAt(w.From, w.Seen)
 	return x, nil
 }
 
@@ -91,10 +104,12 @@ func (x *exchange) receive(want frameKind, into any) error {
 
 // reconcile makes both catalogs equal as far as they go now, moving only what differs.
 func (x *exchange) reconcile() error {
+	x.m.forget()
 	x.m.mu.Lock()
 	digest, same := x.m.catalog.Digest(), x.m.roots.now == x.root
 	x.m.mu.Unlock()
 	if same {
+		x.wasEqual()
 		return x.bye(false)
 	}
 	data, err := digest.MarshalBinary()
@@ -123,7 +138,20 @@ func (x *exchange) reconcile() error {
 			return err
 		}
 	}
-	return x.bye(true)
+	if err := x.bye(true); err != nil {
+		return err
+	}
+	x.wasEqual()
+	return nil
+}
+
+func (x *exchange) wasEqual() {
+	if x.partial {
+		return
+	}
+	x.m.mu.Lock()
+	defer x.m.mu.Unlock()
+	x.m.wasEqual(x.m.members[x.peer], x.began)
 }
 
 // list asks what the peer has in some buckets.
@@ -162,7 +190,8 @@ func (x *exchange) pull(keys []crdt.Key) error {
 			if err != nil {
 				return err
 			}
-			changed := x.m.absorb(d)
+			changed, whole := x.m.absorb(d, x.outdated)
+			x.partial = x.partial || !whole
 			x.m.count.entriesPulled.Add(uint64(len(changed)))
 			x.changed = append(x.changed, changed...)
 			more = f.More
@@ -212,7 +241,7 @@ func (m *Mesh) serve(conn net.Conn) {
 
 func (m *Mesh) answer(conn net.Conn) error {
 	changed := 0
-	greeted := false
+	greeted, outdated := false, false // outdated is the peer
 	for {
 		_ = conn.SetReadDeadline(time.Now().Add(frameTimeout)) // without deadlines expire ends it
 		kind, body, err := readFrame(conn)
@@ -226,7 +255,7 @@ func (m *Mesh) answer(conn net.Conn) error {
 		switch kind {
 		case frameHello:
 			greeted = true
-			err = m.answerHello(conn, body)
+			outdated, err = m.answerHello(conn, body)
 		case frameDigest:
 			err = m.answerDigest(conn, body)
 		case frameList:
@@ -235,7 +264,7 @@ func (m *Mesh) answer(conn net.Conn) error {
 			err = m.answerWant(conn, body)
 		case frameDelta:
 			var n int
-			n, err = m.takeDelta(body)
+			n, err = m.takeDelta(body, outdated)
 			changed += n
 		case frameBye:
 			return m.answerBye(conn, body, changed)
@@ -248,26 +277,24 @@ func (m *Mesh) answer(conn net.Conn) error {
 	}
 }
 
-func (m *Mesh) answerHello(conn net.Conn, body []byte) error {
+func (m *Mesh) answerHello(conn net.Conn, body []byte) (outdated bool, err error) {
 	var h hello
 	if err := decodeFrame(body, &h); err != nil {
-		return err
+		return false, err
 	}
-	w := welcome{Protocol: protocol, From: m.id, Wall: m.cfg.Now().UnixMilli(), Seen: conn.RemoteAddr().String()}
+	w := welcome{Protocol: protocol, From: m.id, Wall: m.cfg.Now().UnixMilli(), Seen: conn.RemoteAddr().String(), Own: m.report()}
 	w.Seen = w.Seen[:min(len(w.Seen), 64)]
 	m.mu.Lock()
 	w.Root = m.roots.now
-	if n, ok := m.catalogNode(h.From); ok && h.From != m.id {
-		w.Boot, w.Seq = max(n.Boot, n.Info.Boot), n.Info.Seq
-	}
-	if p := m.members[h.From]; p != nil {
-		w.Boot = max(w.Boot, p.boot)
+	if h.From != m.id {
+		w.Boot, w.Seq = m.remembered(h.From)
 	}
 	m.mu.Unlock()
 	if h.From != m.id {
 		m.noteClock(h.From, h.Wall, 0)
+		outdated = m.outdated(h.From, h.Own)
 	}
-	return writeFrame(conn, frameWelcome, w)
+	return outdated, writeFrame(conn, frameWelcome, w)
 }
 
 func (m *Mesh) answerDigest(conn net.Conn, body []byte) error {
@@ -276,6 +303,7 @@ func (m *Mesh) answerDigest(conn net.Conn, body []byte) error {
 		return err
 	}
 	m.count.digestsCompared.Add(1)
+	m.forget()
 	m.mu.Lock()
 	own := m.catalog.Digest()
 	m.mu.Unlock()
@@ -318,7 +346,7 @@ func (m *Mesh) answerWant(conn net.Conn, body []byte) error {
 	})
 }
 
-func (m *Mesh) takeDelta(body []byte) (int, error) {
+func (m *Mesh) takeDelta(body []byte, outdated bool) (int, error) {
 	var f deltaFrame
 	if err := decodeFrame(body, &f); err != nil {
 		return 0, err
@@ -327,7 +355,7 @@ func (m *Mesh) takeDelta(body []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	changed := m.absorb(d)
+	changed, _ := m.absorb(d, outdated)
 	m.respread(changed)
 	return len(changed), nil
 }

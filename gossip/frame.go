@@ -45,6 +45,7 @@ type hello struct {
 	From     ukai.NodeID `cbor:"2,keyasint"`
 	Wall     int64       `cbor:"3,keyasint"` // the sender's clock, Unix milliseconds
 	Root     uint64      `cbor:"4,keyasint"` // of the sender's catalog
+	Own      report      `cbor:"5,keyasint"`
 }
 
 // welcome answers it.
@@ -56,6 +57,7 @@ type welcome struct {
 	Boot     uint64      `cbor:"5,keyasint"` // what the answering node remembers of the asking one; 0 if nothing
 	Seq      uint64      `cbor:"6,keyasint"`
 	Seen     string      `cbor:"7,keyasint"` // the address the asker is seen at
+	Own      report      `cbor:"8,keyasint"`
 }
 
 type digestFrame struct {

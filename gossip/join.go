@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -52,8 +53,9 @@ func (m *Mesh) keepJoined() {
 		}
 		if !time.Now().Before(next) {
 			if lonely {
+				began := time.Now()
 				m.lookForAnybody()
-				next = time.Now().Add(jitter(backoff))
+				next = began.Add(backoff/2 + rand.N(backoff/2))
 				backoff = min(2*backoff, joinMost)
 			} else {
 				m.lookForMissing()
@@ -81,13 +83,21 @@ func (m *Mesh) lookForAnybody() {
 		return
 	}
 	missing := m.missing(4 * joinAtOne)
-	if len(m.cfg.Seeds) == 0 && len(missing) == 0 {
-		m.setJoined() // a mesh of its own
+	seeds, all := m.resolveSeeds(m.cfg.Seeds)
+	if m.joinAny(append(seeds, missing...), slog.LevelWarn) {
 		return
 	}
-	addrs := append(m.resolveSeeds(m.cfg.Seeds), missing...)
-	m.joinAny(addrs)
+	m.mu.Lock()
+	other := slices.ContainsFunc(seeds, func(a netip.AddrPort) bool { return !m.isOwn(a) })
+	m.mu.Unlock()
+	if all && !other && len(missing) == 0 { // a mesh of its own
+		m.setRecalled()
+		m.setJoined()
+	}
 }
+
+// isOwn says whether an address leads to this node. The caller holds m.mu.
+func (m *Mesh) isOwn(a netip.AddrPort) bool { return a == m.advertise || m.ownAddrs[a] }
 
 // lookForMissing tries a few remembered peers that are not alive, and a seed that is none of the peers.
 func (m *Mesh) lookForMissing() {
@@ -96,34 +106,31 @@ func (m *Mesh) lookForMissing() {
 	}
 	addrs := m.missing(rejoinPeers)
 	if n := len(m.cfg.Seeds); n > 0 {
-		found := m.resolveSeeds(m.cfg.Seeds[rand.IntN(n):][:1])
+		found, _ := m.resolveSeeds(m.cfg.Seeds[rand.IntN(n):][:1])
 		addrs = append(addrs, found[:min(len(found), rejoinPeers)]...)
 	}
-	if m.joinAny(addrs) {
+	if m.joinAny(addrs, slog.LevelDebug) {
 		m.count.rejoins.Add(1)
 	}
 }
 
 // joinAny tries addresses of which no alive peer is known, a few at a time, until one could be joined.
-func (m *Mesh) joinAny(addrs []netip.AddrPort) bool {
+func (m *Mesh) joinAny(addrs []netip.AddrPort, level slog.Level) bool {
 	m.mu.Lock()
-	known := map[netip.AddrPort]bool{m.advertise: true}
-	for a := range m.ownAddrs {
-		known[a] = true
-	}
+	known := make(map[netip.AddrPort]bool)
 	for _, p := range m.members {
 		if p.alive {
 			known[p.addr] = true
 		}
 	}
-	m.mu.Unlock()
 	var todo []netip.AddrPort
 	for _, a := range addrs {
-		if !known[a] {
+		if !known[a] && !m.isOwn(a) {
 			known[a] = true
 			todo = append(todo, a)
 		}
 	}
+	m.mu.Unlock()
 	joined := false
 	var exchanged atomic.Bool
 	for batch := range slices.Chunk(todo, joinAtOne) {
@@ -147,7 +154,7 @@ func (m *Mesh) joinAny(addrs []netip.AddrPort) bool {
 				m.mu.Unlock()
 			case m.ctx.Err() == nil:
 				m.count.joinsFailed.Add(1)
-				m.quiet.warn("peer not reached, will be tried again", "peer", batch[i].String(), "error", err)
+				m.quiet.write(level, "peer not reached, will be tried again", "peer", batch[i].String(), "error", err)
 			}
 		}
 	}
@@ -185,21 +192,23 @@ func (m *Mesh) join(ctx context.Context, addr netip.AddrPort, exchanged *atomic.
 	return nil
 }
 
-// resolveSeeds returns the addresses of seeds, those of each in random order; names that cannot be resolved now are left out.
-func (m *Mesh) resolveSeeds(seeds []string) []netip.AddrPort {
+// resolveSeeds returns the addresses of seeds, those of each in random order, and whether it could resolve all.
+func (m *Mesh) resolveSeeds(seeds []string) (addrs []netip.AddrPort, all bool) {
 	found := make([][]netip.AddrPort, len(seeds))
+	var failed atomic.Bool
 	parallel(len(seeds), func(i int) {
 		ctx, cancel := context.WithTimeout(m.ctx, joinTime)
 		defer cancel()
 		addrs, err := m.resolve(ctx, seeds[i])
-		if err != nil && m.ctx.Err() == nil {
+		if err != nil {
+			failed.Store(true)
 			m.count.joinsFailed.Add(1)
 			m.quiet.warn("seed not resolved, will be tried again", "seed", seeds[i], "error", err)
 		}
 		rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
 		found[i] = addrs[:min(len(addrs), maxSeedAddrs)]
 	})
-	return slices.Concat(found...)
+	return slices.Concat(found...), !failed.Load()
 }
 
 func (m *Mesh) resolve(ctx context.Context, seed string) ([]netip.AddrPort, error) {

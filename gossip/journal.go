@@ -56,7 +56,7 @@ func (m *Mesh) load() error {
 	if err := m.introduce(); err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
-	if len(m.cfg.Seeds) == 0 && len(m.members) == 0 {
+	if len(m.cfg.Seeds) == 0 && len(m.members) == 0 || m.loaded == (self{}) && m.boot == 1 {
 		m.setRecalled()
 	}
 	return nil
@@ -154,12 +154,20 @@ func (m *Mesh) unwritten() ([]KV, []crdt.Key, error) {
 	d := m.catalog.Extract(keys)
 	kvs := m.peersToWrite(now)
 	m.mu.Unlock()
+	missing := make(map[crdt.Key]bool, len(keys))
+	for _, k := range keys {
+		missing[k] = true
+	}
 	for _, e := range entries(d) {
+		delete(missing, e.Keys()[0])
 		b, err := e.MarshalBinary()
 		if err != nil {
 			return nil, nil, err
 		}
 		kvs = append(kvs, KV{Key: journalPrefix + e.Keys()[0].String(), Value: b})
+	}
+	for k := range missing { // swept
+		kvs = append(kvs, KV{Key: journalPrefix + k.String()})
 	}
 	return kvs, keys, nil
 }

@@ -76,6 +76,7 @@ type member struct {
 	written time.Time // when the journal was last told
 	forget  bool      // to be removed from the journal and the table
 
+	equal     time.Time // by our wall clock: then this catalog had all that its had
 	fruitless int       // exchanges in a row that changed nothing on either side though roots differed
 	resting   time.Time // no exchange before then
 }
@@ -225,10 +226,6 @@ func (m *Mesh) heardOf(id ukai.NodeID, boot uint64) error {
 	defer m.mu.Unlock()
 	if n, ok := m.catalogNode(id); ok && n.Retired {
 		return fmt.Errorf("node %s: %w: it was retired; a returning machine needs an identity of its own", id.Short(), ukai.ErrPermission)
-	}
-	if p := m.members[id]; p != nil && p.suspect {
-		p.suspect, p.since = false, time.Now()
-		m.wakeSubscribers()
 	}
 	return nil
 }

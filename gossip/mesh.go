@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -87,6 +88,7 @@ type Mesh struct {
 	loops      sync.WaitGroup
 	closing    atomic.Bool
 	closed     chan struct{}
+	ending     chan struct{} // holds one token: the right to leave or shut down
 	publishing chan struct{} // holds one token: the right to publish this node's facts
 	writing    chan struct{} // holds one token: the right to write the catalog to the journal
 	joinWake   chan struct{}
@@ -112,7 +114,9 @@ type Mesh struct {
 	dirty          map[crdt.Key]struct{}   // entries the journal lacks
 	repairs        map[ukai.NodeID]*repair
 	exchanging     int
-	comparing      int // exchanges that compare digests, also those of joins
+	nextCompare    time.Time     // no exchange of digests before then
+	compareGap     time.Duration // between two of them that found little
+	comparing      int           // exchanges that compare digests, also those of joins
 	comparingSince time.Time
 	leaving        bool
 	subs           map[chan struct{}]struct{}
@@ -124,14 +128,42 @@ func Open(cfg Config) (*Mesh, error) {
 	if err := check(&cfg); err != nil {
 		return nil, err
 	}
-	vivaldi, err := newVivaldi()
+	m, err := newMesh(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	if m.advertise, err = advertised(m.ctx, cfg); err != nil {
+		return nil, err
+	}
+	if err := m.load(); err != nil {
+		return nil, err
+	}
+	m.carrier = m.newCarrier()
+	if m.ml, err = memberlist.Create(m.membershipConfig()); err != nil {
+		m.stop()
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	m.carrier.start()
+	m.loops.Add(6)
+	go m.keepJoined()
+	go m.keepEqual()
+	go m.runRepairs()
+	go m.keepJournal()
+	go m.keepMeasured()
+	go m.keepTidy()
+	return m, nil
+}
+
+// newMesh returns a mesh that knows nothing and does nothing yet.
+func newMesh(cfg Config) (*Mesh, error) {
+	vivaldi, err := newVivaldi()
+	if err != nil {
+		return nil, err
 	}
 	m := &Mesh{
 		cfg: cfg, id: cfg.ID, opened: time.Now(), log: cfg.Log, quiet: newQuietLog(cfg.Log), vivaldi: vivaldi,
 		links:  links{by: make(map[ukai.NodeID]*link)},
-		closed: make(chan struct{}), publishing: make(chan struct{}, 1), writing: make(chan struct{}, 1),
+		closed: make(chan struct{}), ending: make(chan struct{}, 1), publishing: make(chan struct{}, 1), writing: make(chan struct{}, 1),
 		joinWake: make(chan struct{}, 1), repairWake: make(chan struct{}, 1),
 		joined: make(chan struct{}), recalled: make(chan struct{}),
 		catalog: crdt.NewCatalog(), clock: crdt.NewClock(cfg.ID),
@@ -139,24 +171,6 @@ func Open(cfg Config) (*Mesh, error) {
 		queued: make(map[crdt.Key]*broadcast), repairs: make(map[ukai.NodeID]*repair), subs: make(map[chan struct{}]struct{}),
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
-	if m.advertise, err = advertised(m.ctx, cfg); err != nil {
-		return nil, err
-	}
-	if err := m.load(); err != nil {
-		return nil, err
-	}
-	m.carrier = newCarrier(cfg.Transport, m.advertise, &m.count, m.quiet, m.serve)
-	if m.ml, err = memberlist.Create(m.membershipConfig()); err != nil {
-		m.stop()
-		return nil, fmt.Errorf("mesh: %w", err)
-	}
-	m.carrier.start()
-	m.loops.Add(5)
-	go m.keepJoined()
-	go m.keepEqual()
-	go m.runRepairs()
-	go m.keepJournal()
-	go m.keepMeasured()
 	return m, nil
 }
 
@@ -231,11 +245,22 @@ func (m *Mesh) membershipConfig() *memberlist.Config {
 // Leave tells the mesh that this node goes away on purpose: it will be Left, not Dead, and nobody looks for it until it
 // comes back. It returns when some peers know, or with ctx. Close still has to be called.
 func (m *Mesh) Leave(ctx context.Context) error {
+	select {
+	case m.ending <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-m.ending }()
+	if m.closing.Load() {
+		return fmt.Errorf("leave: %w", ukai.ErrClosed)
+	}
 	m.mu.Lock()
 	m.leaving = true
 	m.mu.Unlock()
-	if err := m.Publish(ctx, func(i *crdt.NodeInfo) { i.Coordinate = appendPlace(nil, true, m.vivaldi.GetCoordinate()) }); err != nil {
-		return fmt.Errorf("leave: %w", err)
+	place := m.vivaldi.GetCoordinate()
+	err := m.Publish(ctx, func(i *crdt.NodeInfo) { i.Coordinate = appendPlace(nil, true, place) })
+	if err != nil {
+		m.log.Warn("departure not published: peers will take it for a failure", "error", err)
 	}
 	// Two peers hear of it by stream, so that no lost packet makes a departure look like a death.
 	peers := m.alivePeers()
@@ -250,8 +275,11 @@ func (m *Mesh) Leave(ctx context.Context) error {
 	if t, ok := ctx.Deadline(); ok {
 		timeout = max(time.Until(t), time.Millisecond)
 	}
-	if err := m.ml.Leave(timeout); err != nil {
-		return fmt.Errorf("leave: %w: nobody confirmed it within %v", ukai.ErrTimeout, timeout)
+	if m.ml.Leave(timeout) != nil {
+		err = errors.Join(err, fmt.Errorf("%w: the last message did not go out within %v", ukai.ErrTimeout, timeout))
+	}
+	if err != nil {
+		return fmt.Errorf("leave: %w", err)
 	}
 	return nil
 }
@@ -271,7 +299,9 @@ func (m *Mesh) Close() error {
 	}
 	defer close(m.closed)
 	m.stop()
+	m.ending <- struct{}{} // a Leave that is under way ends soon now
 	err := m.ml.Shutdown()
+	<-m.ending
 	m.loops.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
@@ -281,7 +311,7 @@ func (m *Mesh) Close() error {
 	return err
 }
 
-// Joined is closed once this node has had company, or at once if it has neither seeds nor remembered peers.
+// Joined is closed once this node has had company, or at once if it has neither seeds, other than itself, nor remembered peers.
 func (m *Mesh) Joined() <-chan struct{} { return m.joined }
 
 func (m *Mesh) setJoined() {

@@ -28,6 +28,7 @@ type network struct {
 	at    map[netip.AddrPort]*endpoint
 	delay func(from, to netip.AddrPort) time.Duration // one way
 	loss  float64                                     // of packets
+	drop  func(b []byte) bool                         // these packets are lost
 	cut   func(from, to netip.AddrPort) bool
 	nodes []*testNode
 }
@@ -91,7 +92,10 @@ func (e *endpoint) WritePacket(b []byte, to net.Addr) error {
 		e.net.t.Errorf("packet of %d bytes", len(b))
 	}
 	dst, delay, ok, _ := e.net.path(e.addr, to.(*net.UDPAddr).AddrPort())
-	if !ok {
+	e.net.mu.Lock()
+	drop := e.net.drop
+	e.net.mu.Unlock()
+	if !ok || drop != nil && drop(b) {
 		return nil
 	}
 	p := packet{append([]byte(nil), b...), net.UDPAddrFromAddrPort(e.addr)}
@@ -252,8 +256,15 @@ func (c *conn) Close() error {
 
 // memJournal is a Journal that can be copied, as a backup is.
 type memJournal struct {
-	mu sync.Mutex
-	m  map[string][]byte
+	mu  sync.Mutex
+	m   map[string][]byte
+	err error // of each Put
+}
+
+func (j *memJournal) fail(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.err = err
 }
 
 func newJournal() *memJournal { return &memJournal{m: map[string][]byte{}} }
@@ -261,6 +272,9 @@ func newJournal() *memJournal { return &memJournal{m: map[string][]byte{}} }
 func (j *memJournal) Put(_ context.Context, _ bool, kvs ...KV) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.err != nil {
+		return j.err
+	}
 	for _, kv := range kvs {
 		if kv.Value == nil {
 			delete(j.m, kv.Key)
@@ -360,15 +374,17 @@ func (n *network) end() {
 	time.Sleep(Linger + time.Second)
 }
 
-// await waits for a condition, at most d of virtual time, and returns how long it took.
+// await waits for a condition, at most d of virtual time, and returns how long it took. For long waits it looks less often: looking
+// is what they cost.
 func await(t *testing.T, d time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
+	pause := max(50*time.Millisecond, d/1000)
 	start := time.Now()
 	for !ok() {
 		if time.Since(start) > d {
 			t.Fatalf("after %v: still not %s", d, what)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(pause)
 	}
 	return time.Since(start)
 }

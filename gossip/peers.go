@@ -39,6 +39,46 @@ type self struct {
 	Seq  uint64 `cbor:"2,keyasint"` // counts publications of this node's facts
 }
 
+// report is what a node says of its own counters when it meets another.
+type report struct {
+	Boot   uint64 `cbor:"1,keyasint"`
+	Seq    uint64 `cbor:"2,keyasint"`
+	Loaded uint64 `cbor:"3,keyasint"` // Seq as its database had it at the start
+}
+
+// olderThan says whether somebody remembers counters of the node that prove its database to be an old copy: only the node itself makes
+// boots and seqs, and it makes them durable before it shows them.
+func (r report) olderThan(boot, seq uint64) bool {
+	return boot > r.Boot || boot == r.Boot && seq > r.Seq || boot < r.Boot && seq > r.Loaded
+}
+
+// report returns this node's own.
+func (m *Mesh) report() report {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return report{Boot: m.boot, Seq: m.seq, Loaded: m.loaded.Seq}
+}
+
+// remembered returns the largest counters this node has seen of a peer; zeros if none. The caller holds m.mu.
+func (m *Mesh) remembered(peer ukai.NodeID) (boot, seq uint64) {
+	if n, ok := m.catalogNode(peer); ok {
+		boot, seq = max(n.Boot, n.Info.Boot), n.Info.Seq
+	}
+	if p := m.members[peer]; p != nil {
+		boot = max(boot, p.boot)
+	}
+	return boot, seq
+}
+
+// outdated says whether a peer's catalog may be older than what all others have forgotten.
+func (m *Mesh) outdated(peer ukai.NodeID, r report) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	boot, seq := m.remembered(peer)
+	n, ok := m.catalogNode(peer)
+	return ok && n.Retired || r.olderThan(boot, seq)
+}
+
 // loadPeers fills the table of members from the journal: all are dead until they are heard of.
 func (m *Mesh) loadPeers() error {
 	type entry struct {
@@ -113,20 +153,20 @@ func (m *Mesh) peersToWrite(now time.Time) []KV {
 	return kvs
 }
 
-// dropOldest forgets the peers not seen for longest while there are too many. The caller holds m.mu.
+// dropOldest forgets the peer not seen for longest if there are too many. It is called for each that comes, so one is enough. The caller
+// holds m.mu.
 func (m *Mesh) dropOldest() {
-	for len(m.members) > maxRemembered {
-		var oldest *member
-		for _, p := range m.members {
-			if !p.alive && !p.forget && (oldest == nil || p.seen.Before(oldest.seen)) {
-				oldest = p
-			}
+	if len(m.members) <= maxRemembered {
+		return
+	}
+	var oldest *member
+	for _, p := range m.members {
+		if !p.alive && !p.forget && (oldest == nil || p.seen.Before(oldest.seen)) {
+			oldest = p
 		}
-		if oldest == nil {
-			return
-		}
-		oldest.forget = true
-		return // the journal's writer removes it; one comes, one goes
+	}
+	if oldest != nil {
+		oldest.forget = true // the journal's writer removes it
 	}
 }
 

@@ -25,6 +25,9 @@ const (
 	// at most maxRest: entries refused for their stamps differ until the clocks agree.
 	rest    = 10 * time.Second
 	maxRest = 5 * time.Minute
+	// fewChanges is how many an exchange brings when packets do most of the work; then the gap to the next grows up to maxCompareGap.
+	fewChanges    = 4
+	maxCompareGap = 10 * time.Second
 )
 
 // roots are the root of the catalog now and those it had lately.
@@ -93,15 +96,16 @@ func (m *Mesh) sleep(d time.Duration) bool {
 
 // heardRoot compares a peer's root with ours, and plans an exchange if they differ for longer than a change takes to spread.
 func (m *Mesh) heardRoot(from ukai.NodeID, root uint64) {
-	now := time.Now()
+	now, wall := time.Now(), m.cfg.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.count.rootsCompared.Add(1)
+	p := m.members[from]
 	if m.roots.recent(root, now) {
+		m.wasEqual(p, wall)
 		return
 	}
 	m.count.rootsDiffered.Add(1)
-	p := m.members[from]
 	if p == nil || !p.alive || now.Before(p.resting) {
 		return
 	}
@@ -186,6 +190,8 @@ func (m *Mesh) startRepairs() time.Duration {
 			delete(m.repairs, peer) // it settled by itself
 		case m.exchanging >= maxExchanges:
 			// The one that ends wakes the loop.
+		case t.full && now.Before(m.nextCompare):
+			wait = min(wait, m.nextCompare.Sub(now))
 		case t.full && m.comparing > 0 && now.Sub(m.comparingSince) < fullAlone:
 			wait = min(wait, fullAlone-now.Sub(m.comparingSince))
 		default:
@@ -247,10 +253,18 @@ func (m *Mesh) exchange(ctx context.Context, peer ukai.NodeID, keys []crdt.Key, 
 	return err
 }
 
-// judge gives a peer a rest if roots differ but exchanges change nothing.
+// judge gives a peer a rest if roots differ but exchanges change nothing, and all of them if they change little: then changes come so
+// fast that catalogs are never equal, and packets bring them anyway.
 func (m *Mesh) judge(peer ukai.NodeID, changed int) {
+	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if changed > fewChanges || now.Sub(m.nextCompare) > time.Minute {
+		m.compareGap = 0
+	} else {
+		m.compareGap = min(max(2*m.compareGap, settleTime), maxCompareGap)
+	}
+	m.nextCompare = now.Add(m.compareGap)
 	p := m.members[peer]
 	if p == nil {
 		return

@@ -152,7 +152,7 @@ func (m *Mesh) take(b []byte) error {
 			return err
 		}
 		m.count.deltasMerged.Add(1)
-		if changed := m.absorb(d); len(changed) > 0 && d.Len() <= maxRespread {
+		if changed, _ := m.absorb(d, false); len(changed) > 0 && d.Len() <= maxRespread {
 			m.spread(d) // news here are probably news to others
 		}
 	case packetAnnounce:

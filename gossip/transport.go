@@ -57,7 +57,8 @@ const (
 type carrier struct {
 	net       Transport
 	advertise netip.AddrPort
-	serve     func(net.Conn) // one of our streams; closed by the carrier afterwards
+	serve     func(net.Conn)                  // one of our streams; closed by the carrier afterwards
+	opinion   func(node []byte, suspect bool) // memberlist tells others this
 	count     *counters
 	log       *quietLog
 
@@ -72,9 +73,9 @@ type carrier struct {
 	open map[*stream]struct{}
 }
 
-func newCarrier(t Transport, advertise netip.AddrPort, count *counters, log *quietLog, serve func(net.Conn)) *carrier {
+func (m *Mesh) newCarrier() *carrier {
 	c := &carrier{
-		net: t, advertise: advertise, serve: serve, count: count, log: log,
+		net: m.cfg.Transport, advertise: m.advertise, serve: m.serve, opinion: m.opinion, count: &m.count, log: m.quiet,
 		packets: make(chan *memberlist.Packet, packetQueue), streams: make(chan net.Conn),
 		slots: make(chan struct{}, maxOpenStreams), open: make(map[*stream]struct{}),
 	}
@@ -250,6 +251,7 @@ func (c *carrier) WriteToAddress(b []byte, addr memberlist.Address) (time.Time, 
 	}
 	c.count.packetsOut.Add(1)
 	c.count.packetBytesOut.Add(uint64(len(b)))
+	opinions(b, c.opinion)
 	now := time.Now()
 	return now, c.net.WritePacket(b, net.UDPAddrFromAddrPort(to))
 }
