@@ -523,3 +523,48 @@ func TestABadNetworkOnlyCostsTime(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// A node that comes back dials its peers, for gossip at least. Those need not wait for what their last try has taught them.
+func TestAPeerThatIsBackIsDialedAtOnce(t *testing.T) {
+	for down := 10 * time.Second; down < 11*time.Second; down += 100 * time.Millisecond { // some are dialing then, some wait
+		synctest.Test(t, func(t *testing.T) {
+			n := newMemNet(time.Millisecond)
+			m := newMesh(t, n)
+			identity, err := NewIdentity()
+			if err != nil {
+				t.Fatal(err)
+			}
+			same := func(c *Config) { c.Identity = identity }
+			a, b := m.node("a", nil), m.node("b", echo, same)
+			reaches := func() bool {
+				_, err := a.Call(within(t, 10*time.Second), b.ID(), &Message{Kind: KindPing}, nil)
+				return err == nil
+			}
+			if !reaches() {
+				t.Fatal("not reached at first")
+			}
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+			gone := time.Now()
+			var asking sync.WaitGroup
+			asking.Go(func() {
+				for !reaches() {
+					time.Sleep(10 * time.Millisecond)
+				}
+			})
+			time.Sleep(down - time.Since(gone))
+			again := m.node("b", echo, same)
+			s, err := again.DialStream(within(t, time.Second), a.LocalAddr(), ProtoGossip)
+			if err != nil {
+				t.Fatal(err)
+			}
+			back := time.Now()
+			asking.Wait()
+			if took := time.Since(back); took > staleDial+100*time.Millisecond {
+				t.Errorf("away for %v: reached again after %v", down, took)
+			}
+			_ = s.Close()
+		})
+	}
+}

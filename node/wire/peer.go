@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,10 +16,13 @@ import (
 const (
 	// maxPeers bounds the nodes that requests may be under way to; more are refused with ukai.ErrOverloaded.
 	maxPeers = 4096
-	// A failed dial is not repeated for minBackoff, then twice as long each time up to maxBackoff. Requests in
-	// that time fail at once.
+	// A failed dial is not repeated for minBackoff, then twice as long each time up to maxBackoff, unless the peer
+	// dials this node meanwhile. Requests in that time fail at once.
 	minBackoff = 100 * time.Millisecond
-	maxBackoff = 5 * time.Second
+	maxBackoff = 2 * time.Second
+	// staleDial is after how long a dial begins anew when the peer dials this node: QUIC repeats its first packets at
+	// growing intervals, so a dial that began before the peer was up may take seconds to notice that it is.
+	staleDial = 500 * time.Millisecond
 )
 
 // peer is another node as the caller of requests sees it.
@@ -36,6 +40,7 @@ type peer struct {
 	failures int // dials that led to nothing since the last reply
 	retryAt  time.Time
 	lastErr  error
+	up       chan struct{} // closed when the peer dials this node; then there is another one
 }
 
 // peer returns the peer with its count of calls raised by one.
@@ -61,7 +66,7 @@ func (e *Endpoint) peer(id ukai.NodeID) (*peer, error) {
 	case len(e.peers) >= maxPeers:
 		return nil, fmt.Errorf("request to node %v: %w: requests to %d nodes are under way", id.Short(), ukai.ErrOverloaded, maxPeers)
 	default:
-		p = &peer{e: e, id: id, bulk: make([]link, e.cfg.BulkConns)}
+		p = &peer{e: e, id: id, bulk: make([]link, e.cfg.BulkConns), up: make(chan struct{})}
 		p.fast.p = p
 		for i := range p.bulk {
 			p.bulk[i].p = p
@@ -95,6 +100,21 @@ func (p *peer) links() []*link {
 func (p *peer) reached() {
 	p.mu.Lock()
 	p.failures, p.retryAt, p.lastErr = 0, time.Time{}, nil
+	p.mu.Unlock()
+}
+
+// heard makes the next dial begin at once, and one that has been waiting begin anew: the peer has dialed this node.
+func (e *Endpoint) heard(id ukai.NodeID) {
+	e.mu.RLock()
+	p := e.peers[id]
+	e.mu.RUnlock()
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	p.retryAt = time.Time{}
+	close(p.up)
+	p.up = make(chan struct{})
 	p.mu.Unlock()
 }
 
@@ -217,13 +237,46 @@ func (l *link) dial() {
 		l.give(nil, err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, e.cfg.DialTimeout)
-	defer cancel()
-	conn, err := e.dial(ctx, addr, p.id, l)
+	conn, err := l.dialOnce(addr)
+	if errors.Is(err, errStale) {
+		conn, err = l.dialOnce(addr)
+	}
 	if err != nil {
 		p.failed(err)
 	}
 	l.give(conn, err)
+}
+
+var errStale = fmt.Errorf("%w: the dial began before the peer was up", ukai.ErrUnreachable)
+
+// dialOnce returns errStale if the peer has dialed this node meanwhile and should have answered long ago.
+func (l *link) dialOnce(addr net.Addr) (*conn, error) {
+	e, p := l.p.e, l.p
+	p.mu.Lock()
+	up := p.up
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(e.ctx, e.cfg.DialTimeout)
+	defer cancel()
+	began, done := time.Now(), make(chan struct{})
+	var stale bool
+	watch := make(chan struct{})
+	go func() {
+		defer close(watch)
+		select {
+		case <-up:
+			if stale = time.Since(began) > staleDial; stale {
+				cancel()
+			}
+		case <-done:
+		}
+	}()
+	conn, err := e.dial(ctx, addr, p.id, l)
+	close(done)
+	<-watch
+	if err != nil && stale {
+		err = errStale
+	}
+	return conn, err
 }
 
 // give makes conn the link's connection and sends on it what has been waiting, in order, before anything newer. If

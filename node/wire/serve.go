@@ -137,6 +137,7 @@ func (e *Endpoint) welcome(q *quic.Conn) {
 		oldest.close(codeOverloaded, "")
 	}
 	e.counts.accepted.Add(1)
+	e.heard(c.peer)
 	defer e.unhost(c)
 	for {
 		stream, err := q.AcceptStream(e.ctx)
