@@ -9,7 +9,7 @@ import (
 type budget struct {
 	mu       sync.Mutex
 	requests int // free
-	bytes    int // free
+	bytes    int // free; below zero while too much is borrowed
 	maxBytes int
 	waiting  []*waiter
 }
@@ -62,6 +62,22 @@ func (b *budget) release(cost int) {
 	b.mu.Lock()
 	b.requests++
 	b.bytes += b.clamp(cost)
+	b.wake()
+	b.mu.Unlock()
+}
+
+// borrow takes n bytes without waiting: what is under way turned out to be larger. Until they are repaid, bytes may be
+// below zero.
+func (b *budget) borrow(n int) {
+	b.mu.Lock()
+	b.bytes -= n
+	b.mu.Unlock()
+}
+
+// repay gives borrowed bytes back.
+func (b *budget) repay(n int) {
+	b.mu.Lock()
+	b.bytes += n
 	b.wake()
 	b.mu.Unlock()
 }

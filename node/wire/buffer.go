@@ -4,10 +4,11 @@ import "sync"
 
 // buffer is a pooled piece of memory for one frame: header and payload in one, or a payload alone.
 type buffer struct {
-	b     []byte
-	class int
-	owed  *budget // taken back with the buffer, may be nil
-	cost  int
+	b        []byte
+	class    int
+	owed     *budget // taken back with the buffer, may be nil
+	cost     int     // of the request
+	borrowed int     // bytes beyond it
 }
 
 // buffers pools frames by size, so that a reply of 90 bytes does not hold on to a mebibyte.
@@ -36,7 +37,10 @@ func (p *buffers) put(b *buffer) {
 	}
 	if b.owed != nil {
 		b.owed.release(b.cost)
-		b.owed = nil
+		if b.borrowed > 0 {
+			b.owed.repay(b.borrowed)
+		}
+		b.owed, b.borrowed = nil, 0
 	}
 	p.class[b.class].Put(b)
 }

@@ -60,6 +60,10 @@ func (r *Request) Reply(reply Reply, err error) {
 	}
 	f := r.frame(&reply, err)
 	f.owed, f.cost = r.s.budget, r.owed
+	if more := len(f.b) - r.owed; more > 0 { // nobody could know; the reader waits until it is sent
+		f.borrowed = more
+		r.s.budget.borrow(more)
+	}
 	e.pool.put(r.payload)
 	e.pool.put(r.out)
 	r.payload, r.out, r.Payload = nil, nil, nil

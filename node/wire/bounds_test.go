@@ -1,0 +1,136 @@
+package wire
+
+import (
+	"errors"
+	"github.com/quic-go/quic-go"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+	"ukai"
+)
+
+// What a peer that has the mesh key may cost, however it behaves.
+
+func TestAPeerThatNeverReadsIsServedUpToTheBound(t *testing.T) {
+	const bound = 8 << 20
+	for kind, most := range map[Kind]int{
+		KindRead:   10, // the bound, and what fits into the peer's window for the stream
+		KindStatus: 12, // does not announce the size of its reply
+	} {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMesh(t, newMemNet(time.Millisecond))
+				served := 0
+				b := m.node("b", func(r *Request) {
+					served++
+					r.Reply(Reply{Payload: r.Buffer(1 << 20)}, nil)
+				}, func(c *Config) { c.MaxInflightBytes = bound })
+				c := member(t, m, b)
+				s, err := c.q.OpenStream()
+				if err != nil {
+					t.Fatal(err)
+				}
+				frames := []byte{protoRequests, byte(laneRead)}
+				for id := range uint64(200) {
+					frames = append(frames, frameOf(header{kind: kind, id: id + 1, count: 1 << 20}, nil)...)
+				}
+				if _, err := s.Write(frames); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				if served > most {
+					t.Errorf("%d requests of 1 MiB served to a peer that reads nothing, bound %d MiB", served, bound>>20)
+				}
+				c.close(codeReset, "")
+				time.Sleep(time.Second)
+				if n := b.Gauges()["ukai_wire_serving_requests"]; n != 0 {
+					t.Errorf("%d requests under way after the connection", n)
+				}
+				for id, p := range b.served {
+					if _, left, _ := p.budgets[laneRead].used(b.cfg.MaxInflight); left != 0 {
+						t.Errorf("node %v still owes %d bytes", id.Short(), left)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestConnectionsOfANodeAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, newMemNet(time.Millisecond))
+		b := m.node("b", echo)
+		stormy := m.node("stormy", nil)
+		var conns []*conn
+		for range 3 * maxConnsPerPeer {
+			c, err := stormy.dial(within(t, time.Second), b.LocalAddr(), b.ID(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, c)
+		}
+		time.Sleep(time.Second)
+		if n := b.Gauges()["ukai_wire_connections_accepted"]; n != maxConnsPerPeer {
+			t.Errorf("%d connections of one node, want %d", n, maxConnsPerPeer)
+		}
+		for i, c := range conns {
+			if open, want := c.q.Context().Err() == nil, i >= 2*maxConnsPerPeer; open != want {
+				t.Errorf("connection %d of %d: open %v", i, len(conns), open)
+			}
+		}
+		other := m.node("other", nil)
+		if _, err := other.Call(within(t, time.Second), b.ID(), &Message{Kind: KindPing}, nil); err != nil {
+			t.Errorf("another node: %v", err)
+		}
+	})
+}
+
+func TestConnectionsOfAllNodesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, newMemNet(time.Millisecond))
+		b := m.node("b", echo)
+		a := m.node("a", nil)
+		b.mu.Lock()
+		b.accepted = maxConns
+		b.mu.Unlock()
+		_, err := a.Call(within(t, time.Second), b.ID(), &Message{Kind: KindPing}, nil)
+		if !errors.Is(err, ukai.ErrUnreachable) || !strings.Contains(err.Error(), "too many connections") {
+			t.Errorf("call to a node with all connections taken: %v", err)
+		}
+		if n := b.Counters()["ukai_wire_connections_refused_total"]; n != 1 {
+			t.Errorf("%d refusals counted", n)
+		}
+		b.mu.Lock()
+		b.accepted = 0
+		b.mu.Unlock()
+		time.Sleep(maxBackoff)
+		if _, err := a.Call(within(t, time.Second), b.ID(), &Message{Kind: KindPing}, nil); err != nil {
+			t.Errorf("when there is room again: %v", err)
+		}
+	})
+}
+
+func TestStreamsThatDoNotSayWhatTheyAreForEnd(t *testing.T) {
+	for name, said := range map[string][]byte{"half of it": {protoRequests}, "all but the frame": {protoRequests, byte(laneRead)}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMesh(t, newMemNet(time.Millisecond))
+				b := m.node("b", echo)
+				c := member(t, m, b)
+				s, err := c.q.OpenStream()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Write(said); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(firstByteTimeout + time.Second)
+				_, err = s.Write([]byte{0})
+				if _, refused := errors.AsType[*quic.StreamError](err); refused != (len(said) == 1) {
+					t.Errorf("after the time is over: %v", err)
+				}
+			})
+		})
+	}
+}
