@@ -3,6 +3,8 @@ package wire
 import (
 	"errors"
 	"github.com/quic-go/quic-go"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -133,4 +135,39 @@ func TestStreamsThatDoNotSayWhatTheyAreForEnd(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A stream that cannot even say what it is for, because others have used up the window of the connection, goes to a new
+// connection. The old one must not stay open for ever then: nobody looks after it any more.
+func TestACloggedConnectionForStreamsIsClosedAfterItsLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, newMemNet(time.Millisecond))
+		a, b := m.node("a", nil), m.node("b", nil)
+		var clogged []net.Conn
+		for range 8 { // as nobody reads, windows do not grow
+			s, err := a.DialStream(within(t, time.Second), b.LocalAddr(), ProtoGossip)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.SetWriteDeadline(time.Now().Add(time.Second))
+			if _, err := s.Write(make([]byte, initialStreamWindow)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			clogged = append(clogged, s)
+		}
+		s, err := a.DialStream(within(t, time.Second), b.LocalAddr(), ProtoGossip)
+		if err != nil {
+			t.Fatalf("a stream more: %v", err)
+		}
+		if n := a.Gauges()["ukai_wire_connections"]; n < 2 {
+			t.Fatalf("%d connections: the first has room, so this shows nothing", n)
+		}
+		for _, c := range append(clogged, s) {
+			_ = c.Close()
+		}
+		time.Sleep(rawLinger + 3*tidyPeriod)
+		if n := a.Gauges()["ukai_wire_connections"]; n != 0 {
+			t.Errorf("%d connections without streams", n)
+		}
+	})
 }

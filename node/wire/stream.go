@@ -85,8 +85,10 @@ func (e *Endpoint) dialRaw(ctx context.Context, addr net.Addr, node ukai.NodeID,
 		case fresh:
 			return nil, lost(c.q, err)
 		}
-		// It was lost and this had not been noticed yet; try once with a fresh one.
+		// It was lost and this had not been noticed yet, or streams that nobody reads have used up its window; try
+		// once with a fresh one.
 		e.dropRaw(rawKey{addr.String(), node}, c)
+		c.retire(codeIdle)
 	}
 }
 
