@@ -17,8 +17,9 @@ const (
 
 // complaints keeps refusals from filling the log, whoever sends them.
 type complaints struct {
-	mu   sync.Mutex
-	last map[complaint]*complained
+	mu     sync.Mutex
+	last   map[complaint]*complained
+	looked time.Time // when old ones were last looked for
 }
 
 type complaint struct{ addr, what string }
@@ -41,15 +42,16 @@ func (c *complaints) due(key complaint, now time.Time) (suppressed uint64, ok bo
 		*old = complained{at: now}
 		return suppressed, true
 	}
-	if len(c.last) >= maxComplaints {
+	if len(c.last) >= maxComplaints && now.Sub(c.looked) >= time.Second { // not for each packet of a flood
+		c.looked = now
 		for k, old := range c.last {
 			if now.Sub(old.at) >= complaintPeriod {
 				delete(c.last, k)
 			}
 		}
-		if len(c.last) >= maxComplaints {
-			return 0, false
-		}
+	}
+	if len(c.last) >= maxComplaints {
+		return 0, false
 	}
 	if c.last == nil {
 		c.last = make(map[complaint]*complained)
