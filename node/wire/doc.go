@@ -12,7 +12,7 @@
 // lanes, one long-lived QUIC stream each: control, small writes and small reads share one connection, transfers of
 // more than 64 KiB have connections of their own, so that they do not delay the rest. Requests of one lane reach
 // the peer in the order in which Start was called, as long as the connection lives; nothing is promised between
-// lanes. Connections are dialed when a request needs one and closed when none has for a while. A connection that is
+// lanes, nor among transfers of more than 64 KiB, which take turns on their connections. Connections are dialed when a request needs one and closed when none has for a while. A connection that is
 // lost fails all its un-answered calls with ukai.ErrUnreachable; whether the peer acted on them is unknown. Nothing
 // is ever sent twice.
 //

@@ -329,7 +329,7 @@ func (e *Endpoint) adopt(q *quic.Conn, addr net.Addr, l *link) (*conn, error) {
 	peer, key, err := e.ring.Load().identify(q.ConnectionState().TLS.PeerCertificates)
 	if err != nil { // the keys changed since the handshake
 		_ = q.CloseWithError(codeKey, "mesh key retired")
-		return nil, fmt.Errorf("%w: %v: %s", ukai.ErrUnreachable, addr, err)
+		return nil, fmt.Errorf("%w: %v: %w", ukai.ErrUnreachable, addr, err)
 	}
 	c := &conn{e: e, id: e.connID.Add(1), q: q, peer: peer, key: key, addr: addr.String(), link: l, used: e.sinceOpen()}
 	e.mu.Lock()

@@ -33,7 +33,7 @@ func ParseIdentity(text []byte) (Identity, error) {
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return Identity{}, fmt.Errorf("node identity: %w: %v; restore the file from a backup of this node", ukai.ErrInvalid, err)
+		return Identity{}, fmt.Errorf("node identity: %w: %w; restore the file from a backup of this node", ukai.ErrInvalid, err)
 	}
 	private, ok := key.(ed25519.PrivateKey)
 	if !ok {

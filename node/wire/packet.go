@@ -70,7 +70,7 @@ func (e *Endpoint) WritePacket(b []byte, addr net.Addr) error {
 	defer e.pool.put(f)
 	sealed := e.ring.Load().seal(f.b[:0], e.sender, e.sent.Add(1), b)
 	if _, err := e.transport.WriteTo(sealed, to); err != nil {
-		return fmt.Errorf("send packet to %v: %w: %v", addr, ukai.ErrUnreachable, err)
+		return fmt.Errorf("send packet to %v: %w: %w", addr, ukai.ErrUnreachable, err)
 	}
 	e.counts.packetsSent.Add(1)
 	return nil

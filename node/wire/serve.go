@@ -246,14 +246,12 @@ func (e *Endpoint) serveStream(c *conn, peer *served, stream *quic.Stream) {
 	stream.SetPriority(n.urgency(), true)
 	s := &server{c: c, r: bufio.NewReaderSize(stream, readAhead), budget: peer.budgets[n]}
 	s.w = writer{stream: stream, pool: &e.pool, spawn: e.spawn, broken: func(error) { c.close(codeReset, "") }}
-	if err := s.run(); err != nil {
-		if broken, ok := errors.AsType[*protocolError](err); ok {
-			c.violated(broken)
-			return
-		}
-		// A stream of requests lives as long as its connection.
-		c.close(codeReset, "")
+	if broken, ok := errors.AsType[*protocolError](s.run()); ok {
+		c.violated(broken)
+		return
 	}
+	// A stream of requests lives as long as its connection.
+	c.close(codeReset, "")
 }
 
 // server is the serving side of one stream of requests.
@@ -266,7 +264,7 @@ type server struct {
 	crowded atomic.Bool
 }
 
-// run reads requests until the stream ends.
+// run reads requests until the stream ends, and returns why it did.
 func (s *server) run() error {
 	e := s.c.e
 	var head [headerSize]byte

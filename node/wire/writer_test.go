@@ -130,7 +130,7 @@ func TestABrokenStreamKeepsNothing(t *testing.T) {
 			boom := errors.New("boom")
 			stream := &fakeStream{slow: time.Millisecond, window: 150, err: nil}
 			w := writer{stream: stream, pool: &pool, spawn: func(f func()) bool { wg.Go(f); return true }, broken: func(err error) {
-				if broken++; err != boom {
+				if broken++; !errors.Is(err, boom) {
 					t.Errorf("broken by %v", err)
 				}
 			}}
