@@ -126,8 +126,16 @@ func (m *Mesh) readOwn(d crdt.Delta) {
 	if _, err := c.Merge(d, time.Time{}); err != nil {
 		return // what cannot be merged is complained about when it is
 	}
-	if n, ok := c.Node(m.id); ok {
-		m.remembers("a peer", max(n.Boot, n.Info.Boot), n.Info.Seq)
+	n, ok := c.Node(m.id)
+	if !ok {
+		return
+	}
+	m.remembers("a peer", max(n.Boot, n.Info.Boot), n.Info.Seq)
+	m.mu.Lock()
+	twin := n.Info.Seq != 0 && n.Info.Seq == m.info.Seq && !sameInfo(n.Info, m.info)
+	m.mu.Unlock()
+	if twin {
+		m.setTwin("at " + n.Info.Addr)
 	}
 }
 
@@ -145,9 +153,19 @@ func (m *Mesh) remembers(who string, boot, seq uint64) {
 }
 
 func (m *Mesh) setQuarantined(who string, boot, seq uint64) {
-	err := fmt.Errorf("%w: %s remembers boot %d, publication %d of this node, the database here only boot %d, publication %d: "+
+	m.isolate(fmt.Errorf("%w: %s remembers boot %d, publication %d of this node, the database here only boot %d, publication %d: "+
 		"it was restored from an old copy, or another node runs with the same identity; retire this node and let it join anew with an empty data directory",
-		ukai.ErrQuarantined, who, boot, seq, m.loaded.Boot, m.loaded.Seq)
+		ukai.ErrQuarantined, who, boot, seq, m.loaded.Boot, m.loaded.Seq))
+}
+
+// setTwin is called when another node turns out to be in the same life of this identity: boots are counted durably, so two nodes with
+// one identity and one boot are two copies of one database. Neither knows what the other promised.
+func (m *Mesh) setTwin(where string) {
+	m.isolate(fmt.Errorf("%w: another node runs with the identity of this one, %s: its data directory is a copy of this one or this one of it; "+
+		"stop both, retire this identity and let each join anew with an empty data directory", ukai.ErrQuarantined, where))
+}
+
+func (m *Mesh) isolate(err error) {
 	if m.quarantine.CompareAndSwap(nil, &err) {
 		m.log.Error("this node must not serve", "error", err)
 		m.mu.Lock()

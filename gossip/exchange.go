@@ -74,6 +74,9 @@ func (m *Mesh) greetOn(conn net.Conn) (*exchange, error) {
 		return x, nil
 	}
 	m.noteClock(w.From, w.Wall, time.Since(sent))
+	if w.Boot == m.boot && !m.shown.Load() {
+		m.setTwin("known to node " + w.From.Short())
+	}
 	m.recall(w.From, w.Boot, w.Seq)
 	x.outdated = m.outdated(w.From, w.Own)
 	m.seenAt(w.From, w.Seen)
@@ -291,6 +294,7 @@ func (m *Mesh) answerHello(conn net.Conn, body []byte) (outdated bool, err error
 	}
 	m.mu.Unlock()
 	if h.From != m.id {
+		m.shown.Store(true)
 		m.noteClock(h.From, h.Wall, 0)
 		outdated = m.outdated(h.From, h.Own)
 	}

@@ -211,14 +211,17 @@ func (e membership) NotifyAlive(n *memberlist.Node) error {
 		e.m.count.messagesRefused.Add(1)
 		return err
 	}
-	return e.m.heardOf(id, boot)
+	return e.m.heardOf(id, boot, addrOfMember(n))
 }
 
 // heardOf is told of every message that says that a node is alive.
-func (m *Mesh) heardOf(id ukai.NodeID, boot uint64) error {
+func (m *Mesh) heardOf(id ukai.NodeID, boot uint64, addr netip.AddrPort) error {
 	if id == m.id {
-		if boot > m.boot {
+		switch {
+		case boot > m.boot:
 			m.setQuarantined("a peer", boot, 0)
+		case boot == m.boot && addr != netip.AddrPortFrom(m.advertise.Addr().WithZone(""), m.advertise.Port()): // zones are not gossiped
+			m.setTwin("at " + addr.String())
 		}
 		return nil
 	}
@@ -244,9 +247,9 @@ func (m *Mesh) update(n *memberlist.Node, alive bool) {
 	if err != nil || id == m.id {
 		return
 	}
-	ip, _ := netip.AddrFromSlice(n.Addr)
-	addr := netip.AddrPortFrom(ip.Unmap(), n.Port)
+	addr := addrOfMember(n)
 	now := time.Now()
+	m.shown.Store(true)
 	m.links.add(id)
 	m.mu.Lock()
 	p := m.members[id]
@@ -276,6 +279,11 @@ func (m *Mesh) update(n *memberlist.Node, alive bool) {
 		m.vivaldi.ForgetNode(n.Name)
 	}
 	m.wakeJoiner()
+}
+
+func addrOfMember(n *memberlist.Node) netip.AddrPort {
+	ip, _ := netip.AddrFromSlice(n.Addr)
+	return netip.AddrPortFrom(ip.Unmap(), n.Port)
 }
 
 func parseNode(n *memberlist.Node) (ukai.NodeID, uint64, error) {

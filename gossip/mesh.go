@@ -96,7 +96,8 @@ type Mesh struct {
 	joined     chan struct{} // closed when this node has company, or is to be a mesh of its own
 	recalled   chan struct{} // closed when a peer has told what it remembers of this node
 	quarantine atomic.Pointer[error]
-	unsynced   bool // guarded by writing: the journal has entries that may not be durable
+	shown      atomic.Bool // somebody may know of this start
+	unsynced   bool        // guarded by writing: the journal has entries that may not be durable
 
 	// Used by keepMeasured only, after Open.
 	placed   *coordinate.Coordinate // this node's coordinate as published

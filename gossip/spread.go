@@ -222,7 +222,10 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 
 // LocalState is this node's part of a push/pull: just its id and root. Where roots differ the digests, and then no more than
 // what differs, are exchanged by a stream of our own.
-func (d delegate) LocalState(bool) []byte { return d.m.rootMessage() }
+func (d delegate) LocalState(bool) []byte {
+	d.m.shown.Store(true) // memberlist's part says which start this is
+	return d.m.rootMessage()
+}
 
 // MergeRemoteState is the peer's part.
 func (d delegate) MergeRemoteState(b []byte, _ bool) {
