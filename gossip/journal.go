@@ -129,6 +129,7 @@ func (m *Mesh) flush(ctx context.Context, sync bool) error {
 		m.count.journalWrites.Add(1)
 		if err := m.cfg.Journal.Put(ctx, sync, kvs...); err != nil {
 			m.count.journalErrors.Add(1)
+			m.unsynced = true // whatever an earlier flush wrote
 			m.mu.Lock()
 			for _, k := range keys {
 				m.dirty[k] = struct{}{}
