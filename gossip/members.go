@@ -76,7 +76,7 @@ type member struct {
 	written time.Time // when the journal was last told
 	forget  bool      // to be removed from the journal and the table
 
-	equal     time.Time // by our wall clock: then this catalog had all that its had
+	equal     int64     // Unix milliseconds of our wall clock: then this catalog had all that its had; 0 if never
 	fruitless int       // exchanges in a row that changed nothing on either side though roots differed
 	resting   time.Time // no exchange before then
 }

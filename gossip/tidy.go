@@ -57,9 +57,11 @@ func (m *Mesh) forget() {
 }
 
 // caughtUp returns the time, in Unix milliseconds, up to which this node has the changes of every node that is not retired; 0 if there
-// is a node it was never equal with since Open.
+// is a node it was never equal with since Open, or if this node's clock is, or was at the last comparison, so far ahead that it would say
+// so of a time that has not come yet.
 func (m *Mesh) caughtUp() int64 {
-	t := m.cfg.Now()
+	now := m.cfg.Now().UnixMilli()
+	t := now
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for n := range m.catalog.Nodes() {
@@ -67,19 +69,17 @@ func (m *Mesh) caughtUp() int64 {
 			continue
 		}
 		p := m.members[n.ID]
-		if p == nil || p.equal.IsZero() {
+		if p == nil || p.equal == 0 || p.equal > now || p.skew < -maxSkew {
 			return 0
 		}
-		if p.equal.Before(t) {
-			t = p.equal
-		}
+		t = min(t, p.equal)
 	}
-	return t.Add(-caughtUpMargin).UnixMilli()
+	return t - caughtUpMargin.Milliseconds()
 }
 
 // wasEqual notes that this catalog has all that a peer's had at a moment of our wall clock. The caller holds m.mu.
 func (m *Mesh) wasEqual(p *member, at time.Time) {
-	if p != nil && at.After(p.equal) {
-		p.equal = at
+	if t := at.UnixMilli(); p != nil && (t > p.equal || p.equal > m.cfg.Now().UnixMilli()) {
+		p.equal = t
 	}
 }
