@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"ukai"
@@ -116,8 +117,12 @@ func (c *Catalog) SetRule(id ukai.DiskID, rule string, stamp Stamp) (Delta, erro
 
 // SetPolicy sets one of a disk's policies, which the caller has checked. Errors match ukai.ErrNotFound.
 func (c *Catalog) SetPolicy(id ukai.DiskID, key, value string, stamp Stamp) (Delta, error) {
-	if _, err := c.disk(id); err != nil {
+	e, err := c.disk(id)
+	if err != nil {
 		return Delta{}, err
+	}
+	if len(e.policy) >= maxPolicies && !slices.ContainsFunc(e.policy, func(p policyField) bool { return p.Key == key }) {
+		return Delta{}, fmt.Errorf("policy %s: %w: disk %s has %d different ones, at most %d", key, ukai.ErrInvalid, e.name.Value, len(e.policy), maxPolicies)
 	}
 	return c.putDisk(diskFields{id: id, policy: []policyField{{key, Register[string]{Stamp: stamp, Value: value}}}})
 }

@@ -16,7 +16,9 @@ const (
 	MaxRuleLen  = 2048 // bytes of a placement rule's text
 	maxValueLen = 2048 // bytes of a policy's or setting's value
 	maxPolicies = 64
-	maxView     = 64 // records of a disk with several histories
+	// maxPoliciesDecoded is looser, because nodes that do not see each other may set policies of the same disk.
+	maxPoliciesDecoded = 1024
+	maxView            = 64 // records of a disk with several histories
 )
 
 // Born says who made a disk, when, and under which name. It never changes.
@@ -178,8 +180,8 @@ func (f *diskFields) checkValues() error {
 			return err
 		}
 	}
-	if len(f.policy) > maxPolicies {
-		return invalid("%d policies", len(f.policy), fmt.Sprintf("at most %d", maxPolicies))
+	if len(f.policy) > maxPoliciesDecoded {
+		return invalid("%d policies", len(f.policy), fmt.Sprintf("at most %d", maxPoliciesDecoded))
 	}
 	for i, p := range f.policy {
 		if i > 0 && f.policy[i-1].Key >= p.Key {
