@@ -97,6 +97,71 @@ func TestNoCertificateIsRefused(t *testing.T) {
 	})
 }
 
+// Refusing must not be left to the stranger, who may not mind what the other end shows.
+func TestACertificateMadeWithAnotherKeyIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNet(time.Millisecond)
+		m := newMesh(t, n)
+		b := m.node("b", echo)
+		identity, err := NewIdentity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ring, err := newKeyring([]MeshKey{NewMeshKey()}, identity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		socket := n.listen("forger")
+		tr := &quic.Transport{Conn: socket}
+		defer func() { _ = tr.Close(); _ = socket.Close() }()
+		c, err := tr.Dial(within(t, time.Second), b.LocalAddr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{alpn}, Certificates: []tls.Certificate{ring.cert}}, nil)
+		if err == nil {
+			<-c.Context().Done()
+			err = context.Cause(c.Context())
+		}
+		if transport, ok := errors.AsType[*quic.TransportError](err); !ok || !transport.ErrorCode.IsCryptoError() || !transport.Remote {
+			t.Errorf("refused with %v", err)
+		}
+		if n := b.Counters()["ukai_wire_handshakes_refused_total"]; n != 1 {
+			t.Errorf("%d refusals counted", n)
+		}
+		if n := b.Gauges()["ukai_wire_connections"]; n != 0 {
+			t.Errorf("%d connections", n)
+		}
+	})
+}
+
+// Both ends refuse, but the one that dials does so first; the other has to tell its administrator all the same.
+func TestAStrangerThatGivesUpIsCountedAndLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, newMemNet(time.Millisecond))
+		var log logLines
+		b := m.node("b", echo, log.logTo)
+		friend := m.node("friend", nil)
+		if _, err := friend.Call(within(t, time.Second), b.ID(), &Message{Kind: KindPing}, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if n := b.Counters()["ukai_wire_handshakes_refused_total"]; n != 0 {
+			t.Errorf("%d refusals counted before", n)
+		}
+		m.key = NewMeshKey()
+		stranger := m.node("stranger", nil)
+		for range 3 {
+			if _, err := stranger.Call(within(t, time.Second), b.ID(), &Message{Kind: KindPing}, nil); !errors.Is(err, ukai.ErrUnreachable) {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := b.Counters()["ukai_wire_handshakes_refused_total"]; n != 3 {
+			t.Errorf("%d refusals counted, want 3", n)
+		}
+		if n := log.count("refused connection"); n != 1 {
+			t.Errorf("refusals logged %d times:\n%s", n, &log.out)
+		}
+	})
+}
+
 func TestAnotherNodeAtTheAddressIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMesh(t, newMemNet(time.Millisecond))

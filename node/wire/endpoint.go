@@ -196,8 +196,7 @@ func Open(cfg Config) (*Endpoint, error) {
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{alpn},
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			from := hello.Conn.RemoteAddr()
-			return e.ring.Load().serverTLS(func(err error) { e.refuse(&e.counts.handshakesRefused, from, "connection", err) }), nil
+			return e.ring.Load().serverTLS(e.judge(hello)), nil
 		},
 	}, e.quicConfig(0))
 	if err != nil {
@@ -212,6 +211,24 @@ func Open(cfg Config) (*Endpoint, error) {
 	e.spawn(e.receivePackets)
 	e.spawn(e.tidy)
 	return e, nil
+}
+
+// judge returns what is to be told of a client that was believed, or why it was not. A client that is told nothing of
+// until its handshake is over has given it up, as one does that does not believe this node.
+func (e *Endpoint) judge(hello *tls.ClientHelloInfo) func(error) {
+	from := hello.Conn.RemoteAddr()
+	var judged atomic.Bool
+	context.AfterFunc(hello.Context(), func() {
+		if !judged.Load() && e.ctx.Err() == nil {
+			e.refuse(&e.counts.handshakesRefused, from, "connection", errGivenUp)
+		}
+	})
+	return func(err error) {
+		judged.Store(true)
+		if err != nil {
+			e.refuse(&e.counts.handshakesRefused, from, "connection", err)
+		}
+	}
 }
 
 // ID returns the node this endpoint belongs to.

@@ -130,6 +130,7 @@ var (
 	errNoCertificate = errors.New("shows no certificate")
 	errWrongKey      = errors.New("its certificate was not made with a mesh key of this node; give both nodes the same mesh key")
 	errWrongNode     = errors.New("another node answers at this address")
+	errGivenUp       = errors.New("the other end gave up before it had shown a certificate; it may have another mesh key, or the network between may lose much")
 )
 
 // identify says which node showed certs, and which mesh key vouches for it.
@@ -168,14 +169,12 @@ func (r *keyring) tls() *tls.Config {
 
 // serverTLS verifies in VerifyConnection and not through ClientCAs, because a refusal has to be counted and logged
 // whatever its reason: VerifyConnection also sees clients without a certificate.
-func (r *keyring) serverTLS(refused func(error)) *tls.Config {
+func (r *keyring) serverTLS(judged func(error)) *tls.Config {
 	c := r.tls()
 	c.ClientAuth = tls.RequestClientCert
 	c.VerifyConnection = func(state tls.ConnectionState) error {
 		_, _, err := r.identify(state.PeerCertificates)
-		if err != nil {
-			refused(err)
-		}
+		judged(err)
 		return err
 	}
 	return c
