@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,16 +17,16 @@ import (
 
 func TestAPeerThatNeverReadsIsServedUpToTheBound(t *testing.T) {
 	const bound = 8 << 20
-	for kind, most := range map[Kind]int{
+	for kind, most := range map[Kind]int64{
 		KindRead:   10, // the bound, and what fits into the peer's window for the stream
 		KindStatus: 12, // does not announce the size of its reply
 	} {
 		t.Run(kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := newMesh(t, newMemNet(time.Millisecond))
-				served := 0
+				var served atomic.Int64
 				b := m.node("b", func(r *Request) {
-					served++
+					served.Add(1)
 					r.Reply(Reply{Payload: r.Buffer(1 << 20)}, nil)
 				}, func(c *Config) { c.MaxInflightBytes = bound })
 				c := member(t, m, b)
@@ -41,14 +42,16 @@ func TestAPeerThatNeverReadsIsServedUpToTheBound(t *testing.T) {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Minute)
-				if served > most {
-					t.Errorf("%d requests of 1 MiB served to a peer that reads nothing, bound %d MiB", served, bound>>20)
+				if n := served.Load(); n > most {
+					t.Errorf("%d requests of 1 MiB served to a peer that reads nothing, bound %d MiB", n, bound>>20)
 				}
 				c.close(codeReset, "")
 				time.Sleep(time.Second)
 				if n := b.Gauges()["ukai_wire_serving_requests"]; n != 0 {
 					t.Errorf("%d requests under way after the connection", n)
 				}
+				b.mu.Lock()
+				defer b.mu.Unlock()
 				for id, p := range b.served {
 					if _, left, _ := p.budgets[laneRead].used(b.cfg.MaxInflight); left != 0 {
 						t.Errorf("node %v still owes %d bytes", id.Short(), left)
