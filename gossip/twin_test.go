@@ -96,3 +96,24 @@ func TestAnotherPublicationUnderOneNumberIsATwins(t *testing.T) {
 		t.Errorf("another publication %d: %v", m.info.Seq, err)
 	}
 }
+
+func TestWhichMemoriesProveADatabaseOld(t *testing.T) {
+	r := report{Boot: 5, Seq: 20, Loaded: 18} // it was opened with 18 publications, and has made two since
+	for _, tc := range []struct {
+		boot, seq uint64
+		old       bool
+	}{
+		{0, 0, false}, // never heard of
+		{4, 18, false},
+		{4, 19, true}, // published in an earlier life that the database does not know of
+		{5, 18, false},
+		{5, 20, false},
+		{5, 21, true},
+		{6, 0, true}, // a start that the database does not know of
+		{6, 18, true},
+	} {
+		if old := r.olderThan(tc.boot, tc.seq); old != tc.old {
+			t.Errorf("boot %d, publication %d: proves it old: %v", tc.boot, tc.seq, old)
+		}
+	}
+}
