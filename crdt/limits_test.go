@@ -34,3 +34,16 @@ func TestPoliciesThatCanBeSetCanBeRead(t *testing.T) {
 		t.Error("catalogs differ")
 	}
 }
+
+// Ids are random, so only a fault makes two births of one disk meet. Then all nodes must agree on the earlier.
+func TestTheEarlierBirthWins(t *testing.T) {
+	early := Born{Creator: nodeID(2), Stamp: Stamp{Wall: 1, Node: nodeID(2)}, Name: "b"}
+	late := Born{Creator: nodeID(1), Stamp: Stamp{Wall: 2, Node: nodeID(1)}, Name: "a"}
+	for _, order := range [][2]Born{{early, late}, {late, early}} {
+		b := order[0]
+		b.mergeBorn(order[1])
+		if b != early {
+			t.Errorf("%v, then %v: %v stays", order[0], order[1], b)
+		}
+	}
+}
