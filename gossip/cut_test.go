@@ -53,3 +53,26 @@ func TestADeafOrMuteNodeIsDeadUntilItIsHealed(t *testing.T) {
 		})
 	}
 }
+
+// Seeds are only for the first time: later, halves of a mesh must find each other by what they remember.
+func TestHalvesWithoutSeedsFindEachOther(t *testing.T) {
+	bubble(t, func(t *testing.T, n *network) {
+		nodes := five(n)
+		await(t, 10*time.Second, "whole", allSee(nodes, Alive, 4))
+		time.Sleep(5 * time.Second)
+		for _, x := range nodes {
+			x.stop()
+			x.cfg.Seeds = nil
+		}
+		for _, x := range nodes {
+			x.start()
+		}
+		await(t, time.Minute, "whole without seeds", allSee(nodes, Alive, 4))
+		half := map[netip.AddrPort]bool{nodes[0].addr: true, nodes[1].addr: true}
+		n.set(func() { n.cut = func(from, to netip.AddrPort) bool { return half[from] != half[to] } })
+		await(t, 2*time.Minute, "split", func() bool { return allSee(nodes[:2], Dead, 3)() && allSee(nodes[2:], Dead, 2)() })
+		time.Sleep(time.Hour)
+		n.set(func() { n.cut = func(_, _ netip.AddrPort) bool { return false } })
+		t.Log("healed after", await(t, 3*time.Minute, "whole again", allSee(nodes, Alive, 4)))
+	})
+}

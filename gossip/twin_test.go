@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -114,6 +115,28 @@ func TestWhichMemoriesProveADatabaseOld(t *testing.T) {
 	} {
 		if old := r.olderThan(tc.boot, tc.seq); old != tc.old {
 			t.Errorf("boot %d, publication %d: proves it old: %v", tc.boot, tc.seq, old)
+		}
+	}
+}
+
+func TestThisStartAtAnotherAddressIsATwins(t *testing.T) {
+	for name, tc := range map[string]struct {
+		boot  uint64
+		addr  netip.AddrPort
+		found bool
+	}{
+		"this start at this address":         {5, addrOf(1, 1), false},
+		"an earlier start elsewhere":         {4, addrOf(1, 2), false},
+		"this start elsewhere":               {5, addrOf(1, 2), true},
+		"a later start at this very address": {6, addrOf(1, 1), true},
+	} {
+		m := bare(t, ukai.NodeID{1})
+		m.boot = 5
+		if err := m.heardOf(m.id, tc.boot, tc.addr); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if found := m.Quarantined() != nil; found != tc.found {
+			t.Errorf("%s: quarantined %v", name, found)
 		}
 	}
 }
