@@ -170,7 +170,8 @@ func (m *Mesh) dropOldest() {
 	}
 }
 
-// missing returns up to n peers, in random order, that are not alive and neither left nor were retired.
+// missing returns the addresses of up to n nodes, in random order, that are not alive and neither left nor were retired: peers of before,
+// and nodes that the catalog names and that were never met, as when many join at once and membership loses one.
 func (m *Mesh) missing(n int) []netip.AddrPort {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -180,6 +181,14 @@ func (m *Mesh) missing(n int) []netip.AddrPort {
 			continue
 		}
 		found = append(found, p.addr)
+	}
+	for node := range m.catalog.Nodes() {
+		if m.members[node.ID] != nil || node.ID == m.id || node.Retired || hasLeft(node) {
+			continue
+		}
+		if addr, err := netip.ParseAddrPort(node.Info.Addr); err == nil {
+			found = append(found, addr)
+		}
 	}
 	rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
 	return found[:min(n, len(found))]
