@@ -187,7 +187,7 @@ func (d *Disk) clear(ctx context.Context, how claiming, seen *sighting) error {
 			return err
 		}
 		if seen.free(d.host.cfg.Node) || seen.rec.Holder == holder && asked != nil {
-			return nil
+			return nil //nolint:nilerr // asked says that nobody holds it
 		}
 		return &surprise{d.heldBy(seen.rec.Holder)}
 	case how == claimForced, d.host.cfg.Mesh.Dead(seen.rec):
@@ -373,5 +373,8 @@ func (h *holding) serve() {
 	h.mu.Unlock()
 	h.d.holding.Store(h)
 	h.host.heartbeat([]*holding{h})
+	h.mu.Lock()
+	h.goLocked(h.reconcile)
+	h.mu.Unlock()
 	h.host.cfg.Log.Info("attached", "disk", h.d.Name(), "epoch", h.epoch)
 }

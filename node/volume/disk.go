@@ -33,6 +33,7 @@ type Disk struct {
 
 	mu       sync.Mutex
 	attached int           // Attach without Detach
+	tries    tries         // to bring replicas back
 	detached chan struct{} // closed and replaced when attached falls to 0
 }
 
@@ -318,6 +319,7 @@ func (d *Disk) release(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	h.endReturns()
 	select {
 	case <-h.ops.close():
 	case <-h.ctx.Done():

@@ -75,13 +75,23 @@ func (h *holding) copyRange(ctx context.Context, from, to *member, off, n int64,
 	return nil
 }
 
-// command sends one request in the session that stands.
+// command sends one request in the session that stands, and gives it up with the session.
 func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wire.Reply, error) {
 	l := m.link.Load()
 	if l == nil {
 		return wire.Reply{}, m.named(fmt.Errorf("no session: %w", ukai.ErrUnreachable))
 	}
-	return m.ask(ctx, l.session, msg, into)
+	try, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.ctx, cancel)()
+	age := l.age(msg.Kind)
+	slot := age.begin()
+	reply, err := m.ask(try, l.session, msg, into)
+	age.end(slot)
+	if err != nil && l.ctx.Err() != nil && ctx.Err() == nil {
+		err = m.named(fmt.Errorf("its session ended: %w", ukai.ErrUnreachable))
+	}
+	return reply, err
 }
 
 func (m *member) get(ctx context.Context, p []byte, off int64) error {

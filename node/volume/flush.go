@@ -24,6 +24,18 @@ func (h *holding) flush(ctx context.Context) error {
 	return err
 }
 
+// checkpointNow is checkpoint after any that runs. When it returns nil every mutation that had begun when it was called is
+// over.
+func (h *holding) checkpointNow(ctx context.Context) error {
+	select {
+	case h.checking <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-h.checking }()
+	return h.checkpoint(ctx)
+}
+
 // checkpoint makes all writes so far durable everywhere and lets the heartbeats announce it.
 func (h *holding) checkpoint(ctx context.Context) error {
 	old := h.check.Load()

@@ -40,7 +40,7 @@ type holding struct {
 	wrote atomic.Bool // since the last tick
 
 	reconfiguring chan struct{} // lock of 1 around changes of the quorum record
-	checking      atomic.Bool   // a checkpoint runs
+	checking      chan struct{} // lock of 1 around checkpoints
 
 	mu       sync.Mutex
 	work     sync.WaitGroup
@@ -55,6 +55,14 @@ type holding struct {
 	obstacle error           // why a failed replica can be neither mended nor dropped
 	changed  chan struct{}   // closed and replaced at each change that somebody may wait for
 
+	// Replicas that are out are brought back by reconcile, one at a time.
+	following   *following      // the one that is being brought up to date, nil if there is none
+	returning   context.Context // ends when no replica is brought back any more
+	stopReturns context.CancelFunc
+	stopped     bool          // likewise, under mu
+	resting     atomic.Bool   // nothing can be done for any replica now
+	rested      chan struct{} // closed when that has become true for the first time
+
 	// Only the host's pulse:
 	idleTicks, quietTicks int
 }
@@ -63,7 +71,8 @@ type holding struct {
 type view struct {
 	layout    layout
 	groups    []groupView
-	all       []*member // of all groups, each once
+	all       []*member // that must acknowledge, of all groups, each once
+	watched   []*member // all, and the one that is being brought up to date
 	onLoss    crdt.OnLoss
 	suspended error // why writes wait though all replicas answer
 }
@@ -71,6 +80,8 @@ type view struct {
 type groupView struct {
 	id        uint8
 	ack, read []*member
+	possible  int        // of ack, those that may be in sync; they come first
+	follow    *following // of a replica of this group, nil if there is none
 }
 
 func (v *view) group(id uint8) *groupView {
@@ -84,15 +95,17 @@ func (v *view) group(id uint8) *groupView {
 
 // last says whether a replica is the only one that may be in sync in some group.
 func (v *view) last(m *member) bool {
-	return slices.ContainsFunc(v.groups, func(g groupView) bool { return len(g.ack) == 1 && g.ack[0] == m })
+	return slices.ContainsFunc(v.groups, func(g groupView) bool { return g.possible == 1 && g.ack[0] == m })
 }
 
 func newHolding(d *Disk, rec crdt.Record) *holding {
 	h := &holding{
 		host: d.host, d: d, epoch: rec.Epoch, nonce: rec.Nonce, ops: newGate(), reconfiguring: make(chan struct{}, 1),
-		members: make(map[ukai.ReplicaID]*member), size: rec.Size, changed: make(chan struct{}),
+		checking: make(chan struct{}, 1), members: make(map[ukai.ReplicaID]*member), size: rec.Size, changed: make(chan struct{}),
+		rested: make(chan struct{}),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.returning, h.stopReturns = context.WithCancel(h.ctx)
 	h.check.Store(newCheck(rec.Epoch, 1, ukai.Blocks(rec.Size, rec.BlockSize)))
 	h.sets.resolve(rec)
 	for i := range rec.Groups {
@@ -113,12 +126,23 @@ func (h *holding) rebuild() {
 	for i := range rec.Groups {
 		id := rec.Groups[i].ID
 		g := groupView{id: id, ack: h.lookup(h.sets.ackSet(id)), read: h.lookup(h.sets.readSet(id))}
+		g.possible = len(g.ack)
+		if f := h.following; f != nil && slices.Contains(f.groups, id) {
+			g.follow = f
+			if f.waitedFor() && !slices.Contains(g.ack, f.m) {
+				g.ack = append(g.ack, f.m)
+			}
+		}
 		v.groups = append(v.groups, g)
 		for _, m := range g.ack {
 			if !slices.Contains(v.all, m) {
 				v.all = append(v.all, m)
 			}
 		}
+	}
+	v.watched = v.all
+	if f := h.following; f != nil && !slices.Contains(v.all, f.m) {
+		v.watched = append(slices.Clone(v.all), f.m)
 	}
 	if g, have, below := h.sets.suspendedGroup(); below {
 		v.suspended = fmt.Errorf("%d of at least %d replicas of group %d are in sync: %w", have, rec.MinSync, g, ukai.ErrSuspended)
@@ -251,7 +275,7 @@ func (h *holding) close() {
 func (h *holding) tick() {
 	now := h.host.cfg.Clock()
 	v := h.view.Load()
-	for _, m := range v.all {
+	for _, m := range v.watched {
 		m.tick(now)
 		if m.local != nil {
 			if epoch := m.local.admitted.Load().epoch; epoch > h.epoch {
@@ -260,12 +284,9 @@ func (h *holding) tick() {
 		}
 	}
 	h.mu.Lock()
-	due := h.check.Load().due(now-h.checked) && !h.checking.Load() && h.serving
-	if due {
-		h.checking.Store(true)
+	if h.check.Load().due(now-h.checked) && len(h.checking) == 0 && h.serving {
 		h.goLocked(func() {
-			defer h.checking.Store(false)
-			if err := h.checkpoint(h.ctx); err != nil && h.err() == nil {
+			if err := h.checkpointNow(h.ctx); err != nil && h.err() == nil {
 				h.host.cfg.Log.Warn("checkpoint", "disk", h.d.Name(), "err", err)
 			}
 		})
@@ -285,7 +306,7 @@ func (h *holding) idle() {
 		h.quietTicks = 0
 	}
 	h.d.quiet.Store(time.Duration(h.quietTicks)*tickEvery >= writerLinger)
-	if time.Duration(h.idleTicks)*tickEvery >= h.host.cfg.Linger {
+	if time.Duration(h.idleTicks)*tickEvery >= h.host.cfg.Linger && h.resting.Load() {
 		h.d.lapse(h)
 	}
 }

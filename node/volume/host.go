@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"ukai"
@@ -57,6 +58,8 @@ type Config struct {
 	Mesh     Mesh
 	Replicas *Replicas    // this node's own
 	Log      *slog.Logger // default: discard
+	// Notify is told what happens to replicas of disks held here. It must not block. Default: nobody is.
+	Notify func(Event)
 
 	// Clock is the time since some moment, and goes on while the machine is suspended: leases depend on it. Default:
 	// CLOCK_BOOTTIME.
@@ -110,6 +113,12 @@ type Host struct {
 	peers   map[ukai.NodeID]*peer
 
 	forwards atomic.Int64
+
+	resyncs  chan struct{}       // those that run
+	copying  *semaphore.Weighted // bytes
+	resynced struct {
+		bytes, blocks, hashed atomic.Int64
+	}
 }
 
 // NewHost starts the holder's side. Close it before Replicas.
@@ -127,6 +136,7 @@ func NewHost(cfg Config) *Host {
 		cfg.MaxInflight = 64 << 20
 	}
 	h := &Host{cfg: cfg, disks: make(map[ukai.DiskID]*Disk), peers: make(map[ukai.NodeID]*peer)}
+	h.resyncs, h.copying = make(chan struct{}, maxResyncs), semaphore.NewWeighted(maxResyncBytes)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.attaching, h.refuse = context.WithCancel(h.ctx)
 	gone, cancel := context.WithCancel(context.Background())
@@ -201,6 +211,15 @@ func (h *Host) Held(id ukai.DiskID) (s Status, ok bool) {
 	}
 	s = d.Status()
 	return s, s.Here
+}
+
+// Counters tells what this host has done since it started.
+func (h *Host) Counters() map[string]uint64 {
+	return map[string]uint64{
+		"ukai_resync_bytes_total":        uint64(h.resynced.bytes.Load()),
+		"ukai_resync_blocks_total":       uint64(h.resynced.blocks.Load()),
+		"ukai_resync_hashed_bytes_total": uint64(h.resynced.hashed.Load()),
+	}
 }
 
 // Close releases every disk, as far as that is possible before ctx ends, and stops. If ctx has ended already, nothing is
@@ -329,7 +348,7 @@ func (h *Host) heartbeat(all []*holding) {
 		if held.err() != nil {
 			continue
 		}
-		for _, m := range held.view.Load().all {
+		for _, m := range held.view.Load().watched {
 			if m.local == nil {
 				beats[m.Node] = append(beats[m.Node], m.beat())
 			}

@@ -128,6 +128,10 @@ func (m *member) lost(l *link, err error) {
 	m.failure, m.since = m.named(err), h.host.cfg.Clock()
 	m.lasting = !transient(err) && !errors.Is(err, ukai.ErrFenced) && !errors.Is(err, ukai.ErrNoSpace)
 	m.dropFirst = m.lasting || errors.Is(err, ukai.ErrNoSpace)
+	if f := h.following; f != nil && f.m == m {
+		f.suspend()
+		h.rebuild()
+	}
 	h.broadcast()
 	if !m.mending {
 		m.mending = true
@@ -141,7 +145,10 @@ func (m *member) beat() pendingBeat {
 	if l := m.link.Load(); l != nil {
 		b.Session = l.session
 		m.h.mu.Lock()
-		b.Stable = m.h.stable
+		// Not to a replica that lacks anything, in any of its groups: the stamp would hide that from its next resync.
+		if all, in := memberships(&m.h.sets.known, m.Replica); in > 0 && all == in {
+			b.Stable = m.h.stable
+		}
 		m.h.mu.Unlock()
 	}
 	return pendingBeat{m: m, beat: b}

@@ -170,12 +170,34 @@ func (h *holding) resolved(rec crdt.Record) {
 		h.fenced(rec.Epoch)
 		return
 	}
+	var dropped []Event
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	if rec.Version >= h.sets.known.Version {
+		dropped = h.droppedBy(&rec)
 		h.sets.resolve(rec)
 	}
 	h.rebuild()
+	h.mu.Unlock()
+	for _, e := range dropped {
+		h.tell(e)
+	}
+}
+
+// droppedBy notes which replicas leave the in-sync set by a record that follows the one known. The caller holds h.mu.
+func (h *holding) droppedBy(rec *crdt.Record) (events []Event) {
+	for _, m := range h.sets.leaseSet() {
+		_, was := memberships(&h.sets.known, m.Replica)
+		if all, in := memberships(rec, m.Replica); was == 0 || in > 0 || all == 0 {
+			continue
+		}
+		why := ""
+		if e := h.members[m.Replica]; e != nil && e.failure != nil {
+			why = e.failure.Error()
+		}
+		h.d.noteTries(func(t *tries) { t.dropped(m.Replica, h.host.cfg.Clock(), why) })
+		events = append(events, Event{Kind: Dropped, Replica: m.Replica, Node: m.Node, Why: why})
+	}
+	return events
 }
 
 // obstructed notes why a failed replica cannot be dropped; writes wait.

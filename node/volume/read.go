@@ -68,7 +68,7 @@ func (h *holding) fromReplica(ctx context.Context, index ukai.Index, get func(ct
 		g := v.group(group)
 		m, l, next := g.choose(tried)
 		if m == nil {
-			if unreadable > 0 && unreadable == len(g.ack) {
+			if unreadable > 0 && unreadable == g.possible {
 				return last
 			}
 			changed := h.change()

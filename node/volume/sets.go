@@ -91,6 +91,29 @@ func inSync(rec *crdt.Record, group uint8) []crdt.Member {
 	return set
 }
 
+// inSyncIn says whether a replica is in sync in each of some groups.
+func inSyncIn(rec *crdt.Record, replica ukai.ReplicaID, groups []uint8) bool {
+	for _, g := range groups {
+		if group := rec.Group(g); group == nil || group.Member(replica) == nil || group.Member(replica).Role != crdt.InSync {
+			return false
+		}
+	}
+	return true
+}
+
+// memberships returns in how many groups a replica is, and in how many of these it is in sync.
+func memberships(rec *crdt.Record, replica ukai.ReplicaID) (all, inSync int) {
+	for i := range rec.Groups {
+		if m := rec.Groups[i].Member(replica); m != nil {
+			all++
+			if m.Role == crdt.InSync {
+				inSync++
+			}
+		}
+	}
+	return all, inSync
+}
+
 // withRole returns a copy of rec in which one replica has another role: what a proposal would commit.
 func withRole(rec crdt.Record, replica ukai.ReplicaID, role crdt.Role) crdt.Record {
 	rec.Groups = slices.Clone(rec.Groups)

@@ -41,6 +41,29 @@ type ReplicaStatus struct {
 	Why     string        // why it does not
 	Since   time.Duration // for how long it has not
 	Latency time.Duration // mean of its reads, 0 if there were none
+
+	// Of a replica that is not in sync, on the holder's node:
+	Out     time.Duration // for how long it has been out, 0 if not known
+	Trouble string        // why it is out, or why its last resync failed
+	Behind  int64         // bytes to compare and copy, 0 if not known
+	Resync  *Progress     // of the resync that runs, nil if none does
+}
+
+// Progress is how far the resync of a replica has come.
+type Progress struct {
+	Total  int64         // bytes that were found to differ, perhaps
+	Left   int64         // of these, and of what was missed since
+	Copied int64         // bytes that did differ
+	Took   time.Duration // so far
+}
+
+// Remaining estimates how long the resync still takes, 0 if that cannot be told.
+func (p Progress) Remaining() time.Duration {
+	done := p.Total - p.Left
+	if done <= 0 || p.Left <= 0 {
+		return 0
+	}
+	return time.Duration(float64(p.Took) / float64(done) * float64(p.Left))
 }
 
 // Status returns what this node knows about the disk now.
@@ -72,6 +95,9 @@ func (d *Disk) Status() Status {
 	}
 	for i := range s.Replicas {
 		r := &s.Replicas[i]
+		if r.Role == crdt.Out || r.Role == crdt.Syncing {
+			h.absence(r, now)
+		}
 		m := h.members[r.Replica]
 		if m == nil {
 			continue
@@ -83,6 +109,28 @@ func (d *Disk) Status() Status {
 		}
 	}
 	return s
+}
+
+// absence tells what is known of a replica that is not in sync. The caller holds h.mu.
+func (h *holding) absence(r *ReplicaStatus, now time.Duration) {
+	if f := h.following; f != nil && f.m.Replica == r.Replica {
+		left, _ := f.left()
+		r.Behind = left
+		r.Resync = &Progress{Total: max(f.total.Load(), left), Left: left, Copied: f.moved.Load(), Took: now - f.began}
+	}
+	h.d.noteTries(func(t *tries) {
+		e := (*t)[r.Replica]
+		if e == nil {
+			return
+		}
+		r.Trouble = e.why
+		if e.since > 0 {
+			r.Out = now - e.since
+		}
+		if r.Resync == nil {
+			r.Behind = e.lacks
+		}
+	})
 }
 
 // fill takes over what a record says.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -40,6 +41,7 @@ type world struct {
 	rng    *rand.Rand
 
 	requests atomic.Int64
+	onSend   atomic.Pointer[func(from, to int, m *wire.Message)] // sees each request before it is sent
 }
 
 type testNode struct {
@@ -337,6 +339,9 @@ func (r *testRequest) buffer(n int) []byte         { return make([]byte, n) }
 func (p testPeers) Start(_ context.Context, to ukai.NodeID, m *wire.Message, into []byte) Call {
 	w, from, dest := p.n.w, p.n.n, int(to[0])-1
 	w.requests.Add(1)
+	if see := w.onSend.Load(); see != nil {
+		(*see)(from, dest, m)
+	}
 	c := &testCall{done: make(chan struct{}), into: into}
 	msg := *m
 	msg.Payload = bytes.Clone(m.Payload)
@@ -453,7 +458,18 @@ type testCells struct {
 	lose    int          // next changes whose outcome is not told: they do not commit
 	count   int
 	history []crdt.Record
+	decide  func(n int, change cell.Change) fate // of a change that is not refused, if set
 }
+
+// fate is what becomes of a change.
+type fate uint8
+
+const (
+	commits       fate = iota
+	commitsUntold      // it commits, and the answer is lost
+	vanishes           // it does not commit, and the answer is lost
+	refused            // it certainly does not commit
+)
 
 type testCellsAt struct {
 	c *testCells
@@ -474,7 +490,7 @@ func (c *testCells) gossiped(int) (crdt.Record, bool) {
 func (c *testCells) heal() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.down, c.doubt, c.lose = nil, 0, 0
+	c.down, c.doubt, c.lose, c.decide = nil, 0, 0, nil
 }
 
 func (c *testCells) set(f func(*testCells)) {
@@ -519,12 +535,25 @@ func (a testCellsAt) apply(change cell.Change) (crdt.Record, error) {
 	if err != nil {
 		return c.rec.Clone(), err
 	}
+	told := commits
+	if c.decide != nil {
+		told = c.decide(a.n.n, change)
+	}
+	switch {
+	case told == refused:
+		return crdt.Record{}, fmt.Errorf("%v: %w", change, ukai.ErrNoQuorum)
+	case told == vanishes:
+		return crdt.Record{}, fmt.Errorf("%v: %w", change, ukai.ErrInDoubt)
+	}
 	if c.lose > 0 {
 		c.lose--
 		return crdt.Record{}, fmt.Errorf("%v: %w", change, ukai.ErrInDoubt)
 	}
 	c.rec = next
 	c.history = append(c.history, next.Clone())
+	if told == commitsUntold {
+		return crdt.Record{}, fmt.Errorf("%v: %w", change, ukai.ErrInDoubt)
+	}
 	if c.doubt > 0 {
 		c.doubt--
 		return crdt.Record{}, fmt.Errorf("%v: %w", change, ukai.ErrInDoubt)
@@ -607,6 +636,35 @@ func (w *world) wantEqual() {
 			}
 		}
 	}
+}
+
+// awaitAllInSync returns when all members of the record are in sync, and fails the test if that takes more than a minute or two.
+func (w *world) awaitAllInSync() {
+	w.t.Helper()
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		rec := w.cells.record()
+		if len(absentees(&rec)) == 0 {
+			return
+		}
+		if time.Since(begin) > 2*time.Minute {
+			for _, n := range w.nodes {
+				if h := n.host.Load(); h != nil {
+					w.t.Logf("n%d: %+v", n.n, h.Disk(w.disk, "").Status())
+				}
+			}
+			w.t.Fatalf("not all replicas are in sync after two minutes: %+v", rec.Groups)
+		}
+	}
+}
+
+// wantReturn waits until the replica of a node is in sync, and compares all that are.
+func (w *world) wantReturn(n int) {
+	w.t.Helper()
+	w.awaitAllInSync()
+	if in := w.inSync(); !slices.Contains(in, n) {
+		w.t.Fatalf("in sync: %v, not n%d", in, n)
+	}
+	w.wantEqual()
 }
 
 func (w *world) inSync() (nodes []int) {

@@ -32,6 +32,11 @@ type mutation struct {
 
 	generation uint32
 	targets    []target
+
+	// The replica that is being brought up to date, if there is one in the group, and what becomes of the mutation there.
+	follow  *following
+	verdict verdict
+	settled bool // every replica that must have it has it
 }
 
 const allGroups = -1
@@ -54,11 +59,16 @@ func (h *holding) newMutation(kind wire.Kind, group int, p []byte, off, n int64)
 	op := mutations.Get().(*mutation)
 	op.h, op.kind, op.group, op.p, op.off, op.n = h, kind, group, p, off, n
 	op.stamp, op.locked, op.check, op.reserved = ukai.BlockStamp{}, false, nil, 0
+	op.follow, op.verdict, op.settled = nil, miss, false
 	return op
 }
 
 // finish ends the mutation: its range is free for others.
 func (op *mutation) finish() {
+	if op.follow != nil && !(op.settled && (op.verdict != await || op.reached(op.follow.m))) {
+		op.follow.missed(op)
+		op.follow = nil
+	}
 	if op.check != nil {
 		op.check.writes.leave()
 	}
@@ -69,8 +79,33 @@ func (op *mutation) finish() {
 		op.h.d.inflight.Release(op.reserved)
 	}
 	clear(op.targets)
-	op.targets, op.p, op.h, op.check = op.targets[:0], nil, nil, nil
+	op.targets, op.p, op.h, op.check, op.follow = op.targets[:0], nil, nil, nil, nil
 	mutations.Put(op)
+}
+
+// reached says whether a replica has done the mutation.
+func (op *mutation) reached(m *member) bool {
+	return slices.ContainsFunc(op.targets, func(t target) bool { return t.m == m && t.done })
+}
+
+// aim chooses the replicas that the mutation is sent to and waited for.
+func (op *mutation) aim(v *view) {
+	set := op.set(v)
+	op.targets = slices.Grow(op.targets[:0], len(set)+1)
+	var apart *member // decided on by what it has
+	if op.group != allGroups {
+		if f := v.group(uint8(op.group)).follow; f != nil {
+			op.follow, op.verdict, apart = f, f.admit(op), f.m
+		}
+	}
+	for _, m := range set {
+		if m != apart {
+			op.targets = append(op.targets, target{m: m})
+		}
+	}
+	if apart != nil && op.verdict == await {
+		op.targets = append(op.targets, target{m: apart})
+	}
 }
 
 // set returns the members that must have done the mutation.
@@ -170,13 +205,10 @@ func (h *holding) lossLimit(v *view) (<-chan time.Time, func()) {
 // every replica that may be in sync agrees.
 func (h *holding) run(ctx context.Context, op *mutation) error {
 	op.generation = h.generation.Load()
-	set := op.set(h.view.Load())
-	op.targets = slices.Grow(op.targets[:0], len(set))[:len(set)]
+	op.aim(h.view.Load())
 	// Others first: their answers travel while this node's own replica is written.
-	for i, m := range set {
-		t := &op.targets[i]
-		t.m = m
-		if m.local == nil {
+	for i := range op.targets {
+		if t := &op.targets[i]; t.m.local == nil {
 			h.sendTo(op, t)
 		}
 	}
@@ -189,6 +221,7 @@ func (h *holding) run(ctx context.Context, op *mutation) error {
 		h.await(&op.targets[i])
 	}
 	if op.complete() && h.sealDone(op) {
+		op.settled = true
 		op.finish()
 		return nil
 	}
@@ -289,6 +322,7 @@ func (h *holding) settle(ctx context.Context, op *mutation) error {
 		}
 		if missing == 0 {
 			if h.sealDone(op) {
+				op.settled = true
 				op.finish()
 				return nil
 			}
@@ -407,6 +441,7 @@ func (h *holding) orphan(op *mutation) {
 			case err != nil:
 				return
 			case missing == 0 && h.sealDone(op):
+				op.settled = true
 				return
 			case missing == 0:
 				op.restart(h)

@@ -1,0 +1,305 @@
+package volume
+
+import (
+	"math/bits"
+
+	"ukai"
+)
+
+// A replica that is being brought up to date follows the writes of the guest: it gets those to blocks it has, and misses
+// those to blocks that must be copied anyway (protocol 3.2 rule O, 3.8 J3 to J6). follow keeps what it lacks and what it
+// owes, and decides for each write what becomes of it there. Pure: following, around it, locks and acts.
+type follow struct {
+	mode      followMode
+	blockSize int64
+	size      int64 // of the replica, bytes: what lies beyond cannot be sent to it yet
+
+	dirty   blockSet                  // to be compared with the source; nothing is sent for them
+	work    map[ukai.Index]*comparing // being compared; not in dirty
+	owed    map[ukai.Index][]owedSpan // sent, neither acknowledged nor waited for
+	owing   int                       // spans in owed
+	pending int64                     // bytes in them
+	cursor  ukai.Index                // where take goes on
+}
+
+// followMode says what a write to a block that the replica has does.
+type followMode uint8
+
+const (
+	passedBy followMode = iota // the replica is not connected: it misses the write
+	informed                   // the write is sent and not waited for
+	awaited                    // the write is acknowledged to the guest only when the replica has it, too: it is in the ack set
+	admitted                   // as awaited, for good: it may be in the committed in-sync set
+)
+
+// verdict says what becomes of one write at the replica.
+type verdict uint8
+
+const (
+	miss  verdict = iota // not sent: the block is dirty
+	send                 // sent, not waited for: sent must follow
+	await                // sent and waited for like at any member of the ack set
+)
+
+// Bounds of what a following replica may owe. A write beyond them makes its block dirty.
+const (
+	maxOwed      = 256
+	maxOwedBytes = 8 << 20
+)
+
+type owedSpan struct{ off, end int64 }
+
+func (a owedSpan) overlaps(off, end int64) bool { return a.off < end && off < a.end }
+
+// comparing is a block that is being compared and copied, chunk by chunk.
+type comparing struct {
+	lacking bitset // chunks that may differ
+	touched bitset // of these, written or owed since the comparison began: equal hashes prove nothing
+	lacks   int
+}
+
+func (f *follow) blockOff(i ukai.Index) int64 { return int64(i) * f.blockSize }
+
+// admit decides about a mutation of [off, end) of a block. Its caller holds the range.
+func (f *follow) admit(i ukai.Index, off, end int64) verdict {
+	switch {
+	case f.mode == admitted:
+		return await
+	case f.mode == passedBy, end > f.size, f.lacksAny(i, off, end), f.owes(i, off, end):
+		f.missed(i, off, end)
+		return miss
+	case f.mode == awaited:
+		return await
+	case f.owing >= maxOwed || f.pending+end-off > maxOwedBytes:
+		f.missed(i, off, end)
+		return miss
+	}
+	if f.owed == nil {
+		f.owed = make(map[ukai.Index][]owedSpan)
+	}
+	f.owed[i] = append(f.owed[i], owedSpan{off, end})
+	f.owing++
+	f.pending += end - off
+	return send
+}
+
+// sent ends what admit began with verdict send: the replica has acknowledged it, or it is given up. A mutation that was
+// given up may still be applied until the session ends; until then nothing else is sent for its block.
+func (f *follow) sent(i ukai.Index, off, end int64, done bool) {
+	spans := f.owed[i]
+	for n, s := range spans {
+		if s == (owedSpan{off, end}) {
+			spans[n] = spans[len(spans)-1]
+			spans = spans[:len(spans)-1]
+			break
+		}
+	}
+	if len(spans) == 0 {
+		delete(f.owed, i)
+	} else {
+		f.owed[i] = spans
+	}
+	f.owing--
+	f.pending -= end - off
+	if !done {
+		f.missed(i, off, end)
+	}
+}
+
+// missed notes that the replica does not have what was written to [off, end) of a block.
+func (f *follow) missed(i ukai.Index, off, end int64) {
+	w := f.work[i]
+	if w == nil {
+		f.dirty.add(i)
+		return
+	}
+	for c := (off - f.blockOff(i)) / ukai.ChunkSize; c*ukai.ChunkSize < end-f.blockOff(i); c++ {
+		if w.lacking.set(int(c)) {
+			w.lacks++
+		}
+		w.touched.set(int(c))
+	}
+}
+
+// lacksAny says whether any part of [off, end) of a block must be copied.
+func (f *follow) lacksAny(i ukai.Index, off, end int64) bool {
+	w := f.work[i]
+	if w == nil {
+		return f.dirty.has(i)
+	}
+	for c := (off - f.blockOff(i)) / ukai.ChunkSize; c*ukai.ChunkSize < end-f.blockOff(i); c++ {
+		if w.lacking.has(int(c)) {
+			return true
+		}
+	}
+	return false
+}
+
+// owes says whether the replica owes an acknowledgement in [off, end) of a block.
+func (f *follow) owes(i ukai.Index, off, end int64) bool {
+	for _, s := range f.owed[i] {
+		if s.overlaps(off, end) {
+			return true
+		}
+	}
+	return false
+}
+
+// take begins to compare the next dirty block of a sweep, and says whether there is one. Blocks that become dirty behind
+// it are left to the next sweep, which begins after take has returned false. What runs on the block now must have ended
+// before the hashes of its chunks are asked for.
+func (f *follow) take() (i ukai.Index, ok bool) {
+	i, ok = f.dirty.next(f.cursor)
+	if !ok || f.blockOff(i) >= f.size {
+		f.cursor = 0
+		return 0, false
+	}
+	f.cursor = i + 1
+	f.dirty.remove(i)
+	w := new(comparing)
+	for c := range f.chunks(i) {
+		w.lacking.set(c)
+		w.lacks++
+		if from := f.blockOff(i) + int64(c)*ukai.ChunkSize; f.owes(i, from, from+ukai.ChunkSize) {
+			w.touched.set(c)
+		}
+	}
+	if f.work == nil {
+		f.work = make(map[ukai.Index]*comparing)
+	}
+	f.work[i] = w
+	return i, true
+}
+
+// chunks returns how many chunks of a block the replica has room for.
+func (f *follow) chunks(i ukai.Index) int {
+	return int((min(f.blockSize, f.size-f.blockOff(i)) + ukai.ChunkSize - 1) / ukai.ChunkSize)
+}
+
+// same notes that a chunk had the same hash at the source and at the replica, both taken since take.
+func (f *follow) same(i ukai.Index, chunk int) {
+	if w := f.work[i]; !w.touched.has(chunk) && w.lacking.clear(chunk) {
+		w.lacks--
+	}
+}
+
+// lacking returns the next run of chunks to copy of a block, at or after a chunk, at most so many: [from, to).
+func (f *follow) lackingRun(i ukai.Index, after, most int) (from, to int) {
+	w, n := f.work[i], f.chunks(i)
+	for from = after; from < n && !w.lacking.has(from); from++ {
+	}
+	for to = from; to < n && to-from < most && w.lacking.has(to); to++ {
+	}
+	return from, to
+}
+
+// copied notes that chunks [from, to) are the same at the replica. The caller holds their range, and owes has said no
+// since it does.
+func (f *follow) copied(i ukai.Index, from, to int) {
+	w := f.work[i]
+	for c := from; c < to; c++ {
+		w.touched.clear(c)
+		if w.lacking.clear(c) {
+			w.lacks--
+		}
+	}
+}
+
+// leave ends the comparison of a block. It is dirty again if a chunk is lacking.
+func (f *follow) leave(i ukai.Index) {
+	if f.work[i].lacks > 0 {
+		f.dirty.add(i)
+	}
+	delete(f.work, i)
+}
+
+// complete says whether the replica lacks and owes nothing.
+func (f *follow) complete() bool { return f.dirty.count == 0 && len(f.work) == 0 && f.owing == 0 }
+
+// left returns how many bytes are still to be compared or copied.
+func (f *follow) left() int64 {
+	n := int64(f.dirty.count) * f.blockSize
+	for _, w := range f.work {
+		n += int64(w.lacks) * ukai.ChunkSize
+	}
+	return n
+}
+
+// bitset is a small set of numbers, made as large as needed.
+type bitset []uint64
+
+func (b bitset) has(n int) bool { return n/64 < len(b) && b[n/64]&(1<<(n%64)) != 0 }
+
+// set adds n and says whether it was not in.
+func (b *bitset) set(n int) bool {
+	for n/64 >= len(*b) {
+		*b = append(*b, 0)
+	}
+	had := b.has(n)
+	(*b)[n/64] |= 1 << (n % 64)
+	return !had
+}
+
+// clear removes n and says whether it was in.
+func (b bitset) clear(n int) bool {
+	if !b.has(n) {
+		return false
+	}
+	b[n/64] &^= 1 << (n % 64)
+	return true
+}
+
+// blockSet is a set of blocks: 128 KiB for a dirty TiB of 1 MiB blocks, next to nothing for few.
+type blockSet struct {
+	pages []*blockPage
+	count int
+}
+
+const blockPageWords = 64
+
+type blockPage [blockPageWords]uint64
+
+func (s *blockSet) has(i ukai.Index) bool {
+	p := uint64(i) / (64 * blockPageWords)
+	return p < uint64(len(s.pages)) && s.pages[p] != nil && s.pages[p][uint64(i)/64%blockPageWords]&(1<<(uint64(i)%64)) != 0
+}
+
+func (s *blockSet) add(i ukai.Index) {
+	p := uint64(i) / (64 * blockPageWords)
+	for p >= uint64(len(s.pages)) {
+		s.pages = append(s.pages, nil)
+	}
+	if s.pages[p] == nil {
+		s.pages[p] = new(blockPage)
+	}
+	if !s.has(i) {
+		s.count++
+		s.pages[p][uint64(i)/64%blockPageWords] |= 1 << (uint64(i) % 64)
+	}
+}
+
+func (s *blockSet) remove(i ukai.Index) {
+	if s.has(i) {
+		s.count--
+		s.pages[uint64(i)/(64*blockPageWords)][uint64(i)/64%blockPageWords] &^= 1 << (uint64(i) % 64)
+	}
+}
+
+// next returns the first block of the set at or after one.
+func (s *blockSet) next(from ukai.Index) (ukai.Index, bool) {
+	for word := uint64(from) / 64; word/blockPageWords < uint64(len(s.pages)); word++ {
+		p := s.pages[word/blockPageWords]
+		if p == nil {
+			word = (word/blockPageWords+1)*blockPageWords - 1
+			continue
+		}
+		w := p[word%blockPageWords]
+		if word == uint64(from)/64 {
+			w &= ^uint64(0) << (uint64(from) % 64)
+		}
+		if w != 0 {
+			return ukai.Index(word*64 + uint64(bits.TrailingZeros64(w))), true
+		}
+	}
+	return 0, false
+}

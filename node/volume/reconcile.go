@@ -1,0 +1,343 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/cell"
+	"ukai/node/wire"
+)
+
+// Bounds of all resyncs of a host together.
+const (
+	maxResyncs     = 4        // replicas, each of another disk
+	maxResyncBytes = 16 << 20 // being copied
+)
+
+// rejoinFor is how long a replica that is being brought up to date may be gone before it counts as out again.
+const rejoinFor = 10 * time.Second
+
+// EventKind says what happened to a replica.
+type EventKind uint8
+
+// What happens to replicas.
+const (
+	Dropped      EventKind = iota + 1 // left the in-sync set
+	Joined                            // its resync begins
+	Resynced                          // in sync
+	ResyncFailed                      // out again
+)
+
+// Event is something that happened to a replica of a disk held by this host.
+type Event struct {
+	Kind    EventKind
+	Disk    ukai.DiskID
+	Name    string // of the disk
+	Replica ukai.ReplicaID
+	Node    ukai.NodeID   // of the replica
+	Why     string        // of Dropped and ResyncFailed
+	Bytes   int64         // copied, of Resynced and ResyncFailed
+	Took    time.Duration // likewise
+}
+
+func (h *holding) tell(e Event) {
+	e.Disk, e.Name = h.d.id, h.d.Name()
+	if notify := h.host.cfg.Notify; notify != nil {
+		notify(e)
+	}
+}
+
+// reconcile brings back the replicas that are out, one at a time, until the holding ends or lets go. While there is
+// nothing to do it asks nobody.
+func (h *holding) reconcile() {
+	for h.returning.Err() == nil {
+		changed := h.change()
+		h.mu.Lock()
+		rec := h.sets.known
+		h.mu.Unlock()
+		now := h.host.cfg.Clock()
+		h.d.mu.Lock()
+		a, at, due := h.d.tries.choose(absentees(&rec), now)
+		h.d.mu.Unlock()
+		if due {
+			h.resting.Store(false)
+			h.bringBack(a)
+			continue
+		}
+		h.rest()
+		var timer <-chan time.Time
+		stop := func() bool { return false }
+		if at != never {
+			t := time.NewTimer(at - now)
+			timer, stop = t.C, t.Stop
+		}
+		select {
+		case <-changed:
+		case <-timer:
+		case <-h.returning.Done():
+		}
+		stop()
+	}
+}
+
+// rest notes that nothing can be done for any replica now.
+func (h *holding) rest() {
+	if h.resting.Swap(true) {
+		return
+	}
+	select {
+	case <-h.rested:
+	default:
+		close(h.rested)
+	}
+}
+
+// endReturns stops bringing replicas back: what is being copied is given up, and writes do not wait for it any more.
+func (h *holding) endReturns() {
+	h.mu.Lock()
+	h.stopped = true
+	if f := h.following; f != nil {
+		f.suspend()
+		h.rebuild()
+	}
+	h.mu.Unlock()
+	h.stopReturns()
+}
+
+// bringBack carries one replica from out to in sync, or notes why that cannot be done now.
+func (h *holding) bringBack(a absentee) {
+	ctx := h.returning
+	leave, err := h.host.resyncSlot(ctx)
+	if err != nil {
+		return
+	}
+	defer leave()
+	m, err := h.reach(ctx, a.Member)
+	if ctx.Err() != nil {
+		return
+	}
+	now := h.host.cfg.Clock()
+	if err != nil {
+		h.d.noteTries(func(t *tries) { t.silent(a.Replica, now, err.Error()) })
+		return
+	}
+	h.d.noteTries(func(t *tries) { t.begun(a.Replica, now) })
+	for _, g := range a.out {
+		if err = h.join(g, a.Member); err != nil {
+			break
+		}
+	}
+	f := newFollowing(h, m, a.lacking, h.record())
+	if err == nil {
+		h.tell(Event{Kind: Joined, Replica: m.Replica, Node: m.Node})
+		err = f.run(ctx)
+	}
+	if err == nil {
+		h.d.noteTries(func(t *tries) { t.done(m.Replica) })
+		h.tell(Event{Kind: Resynced, Replica: m.Replica, Node: m.Node, Bytes: f.moved.Load(), Took: h.host.cfg.Clock() - f.began})
+		return
+	}
+	if h.err() != nil || ctx.Err() != nil {
+		return // the next holder finds it out
+	}
+	left, _ := f.left()
+	h.d.noteTries(func(t *tries) { t.failed(m.Replica, h.host.cfg.Clock(), err.Error(), left) })
+	h.giveUp(m, a.lacking)
+	h.host.cfg.Log.Warn("resync failed", "disk", h.d.Name(), "replica", m.Replica, "node", h.host.cfg.Mesh.NodeName(m.Node), "why", err)
+	h.tell(Event{Kind: ResyncFailed, Replica: m.Replica, Node: m.Node, Why: err.Error(), Bytes: f.moved.Load(), Took: h.host.cfg.Clock() - f.began})
+}
+
+// record returns a copy of the record last known to be committed.
+func (h *holding) record() *crdt.Record {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	rec := h.sets.known
+	return &rec
+}
+
+func (d *Disk) noteTries(f func(*tries)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f(&d.tries)
+}
+
+// reach returns a replica if its node answers and has it.
+func (h *holding) reach(ctx context.Context, who crdt.Member) (*member, error) {
+	var local *hosted
+	if who.Node == h.host.cfg.Node {
+		var err error
+		if local, err = h.host.cfg.Replicas.open(ctx, h.d.id, who.Replica); err != nil {
+			return nil, h.host.nodeError(who.Node, err)
+		}
+	}
+	h.mu.Lock()
+	m := h.members[who.Replica]
+	if m == nil {
+		m = &member{h: h, Member: who}
+		h.members[who.Replica] = m
+	}
+	if m.local == nil && local != nil {
+		m.local = local
+	}
+	h.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, sealWait+rttFactor*h.host.rtt(who.Node))
+	defer cancel()
+	hb := heartbeat{Beats: []beat{{Disk: h.d.id, Replica: who.Replica, Epoch: h.epoch}}}
+	reply, err := m.ask(ctx, 0, wire.Message{Kind: wire.KindHeartbeat, Payload: encode(hb)}, nil)
+	if err != nil {
+		return nil, err
+	}
+	out, err := decodeHeartbeatReply(reply.Payload, 1)
+	if err != nil {
+		return nil, m.named(err)
+	}
+	if len(out.Exceptions) > 0 {
+		e := out.Exceptions[0]
+		switch err := ukai.Sentinel(e.Code); {
+		case !errors.Is(err, ukai.ErrFenced):
+			if err == nil {
+				err = fmt.Errorf("heartbeat refused with code %d", e.Code)
+			}
+			return nil, m.named(err)
+		case e.Now > h.epoch:
+			h.fenced(e.Now)
+			return nil, h.err()
+		}
+		// It belongs to an older epoch, of which it will be told.
+	}
+	return m, nil
+}
+
+// alter proposes a change of the record that changes no in-sync set, or one of a replica that is in none, and waits for its
+// outcome. It takes reconfiguring.
+func (h *holding) alter(make func(version uint64) cell.Change) error {
+	select {
+	case h.reconfiguring <- struct{}{}:
+	case <-h.ctx.Done():
+		return h.err()
+	}
+	defer func() { <-h.reconfiguring }()
+	if err := h.settleSets(); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	known := h.sets.known
+	change := make(known.Version)
+	if change.Done(known) {
+		h.mu.Unlock()
+		return nil
+	}
+	next, err := change.Apply(known.Clone())
+	if err == nil {
+		h.sets.propose(next)
+		h.rebuild()
+	}
+	h.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return h.commit(change)
+}
+
+// join makes a replica a syncing member of a group (J1).
+func (h *holding) join(group uint8, m crdt.Member) error {
+	return h.alter(func(version uint64) cell.Change {
+		return cell.Join{Epoch: h.epoch, Version: version, Group: group, Replica: m.Replica, Node: m.Node}
+	})
+}
+
+// giveUp makes a syncing replica out again. If that cannot be committed it stays syncing, which promises nothing.
+func (h *holding) giveUp(m *member, groups []uint8) {
+	if inSyncIn(h.record(), m.Replica, groups) {
+		return
+	}
+	_ = h.alter(func(version uint64) cell.Change { // logged by commit
+		return cell.Shrink{Epoch: h.epoch, Version: version, Replica: m.Replica, In: groups}
+	})
+}
+
+// run tries until the replica is in sync, has been gone for too long, or cannot become in sync as it is.
+func (f *following) run(ctx context.Context) error {
+	h := f.h
+	h.mu.Lock()
+	h.following = f
+	h.rebuild()
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.following = nil
+		if l := f.m.link.Load(); l != nil && !h.needs(f.m.Replica) {
+			f.m.link.Store(nil)
+			l.cancel()
+		}
+		h.rebuild()
+	}()
+	pause, good, seen := minMendPause, h.host.cfg.Clock(), int64(0)
+	for {
+		err := f.attempt(ctx)
+		if err == nil || ctx.Err() != nil || h.err() != nil || hopeless(err) {
+			return err
+		}
+		h.host.cfg.Log.Info("resync, once more", "disk", h.d.Name(), "replica", f.m.Replica, "why", err)
+		now := h.host.cfg.Clock()
+		if done := f.steps.Load(); done > seen {
+			pause, good, seen = minMendPause, now, done
+		}
+		if now-good > rejoinFor || !sleep(ctx, pause) {
+			return err
+		}
+		pause = min(2*pause, maxMendPause)
+	}
+}
+
+// hopeless says whether a resync that failed would fail in the same way at once.
+func hopeless(err error) bool {
+	for _, lasting := range []error{ukai.ErrNoSpace, ukai.ErrMedia, ukai.ErrCorrupt, ukai.ErrNotFound, ukai.ErrInvalid, ukai.ErrRejected, ukai.ErrQuarantined, ukai.ErrPermission} {
+		if errors.Is(err, lasting) {
+			return true
+		}
+	}
+	return false
+}
+
+// AddReplica makes a replica that its node already has, empty, a member of a group of blocks. It returns when that is
+// committed; the replica is then filled like one that returns, and becomes in sync by itself. The disk is claimed for
+// that if nobody holds it, and only its holder can do it.
+func (d *Disk) AddReplica(ctx context.Context, group uint8, replica ukai.ReplicaID, node ukai.NodeID) error {
+	h, err := d.enter(ctx, claimAsking)
+	if err == nil {
+		defer h.ops.leave()
+		m := crdt.Member{Replica: replica, Node: node}
+		if _, err = h.reach(ctx, m); err == nil {
+			h.resting.Store(false)
+			err = h.join(group, m)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("add replica %v to disk %s: %w", replica, d.Name(), err)
+	}
+	return nil
+}
+
+// resyncSlot waits until another resync may run on this host.
+func (h *Host) resyncSlot(ctx context.Context) (leave func(), err error) {
+	select {
+	case h.resyncs <- struct{}{}:
+		return func() { <-h.resyncs }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// room waits until n more bytes may be copied on this host.
+func (h *Host) room(ctx context.Context, n int64) (leave func(), err error) {
+	if err := h.copying.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	return func() { h.copying.Release(n) }, nil
+}

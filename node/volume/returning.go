@@ -1,0 +1,143 @@
+package volume
+
+import (
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+)
+
+// Which replica is brought back next, and when. Pure: the time is an argument.
+
+// absentee is a replica that is not in sync in all of its groups.
+type absentee struct {
+	crdt.Member
+	out     []uint8 // groups that it must join first
+	lacking []uint8 // groups in which it is to become in sync; out is part of them
+}
+
+// absentees lists the replicas of a record that are to be brought back. Those that lag by design are not.
+func absentees(rec *crdt.Record) []absentee {
+	var list []absentee
+	for i := range rec.Groups {
+		g := &rec.Groups[i]
+		for _, m := range g.Members {
+			if m.Role != crdt.Out && m.Role != crdt.Syncing {
+				continue
+			}
+			at := 0
+			for at < len(list) && list[at].Replica != m.Replica {
+				at++
+			}
+			if at == len(list) {
+				list = append(list, absentee{Member: m})
+			}
+			list[at].lacking = append(list[at].lacking, g.ID)
+			if m.Role == crdt.Out {
+				list[at].out = append(list[at].out, g.ID)
+			}
+		}
+	}
+	return list
+}
+
+// Pauses between attempts to bring one replica back.
+const (
+	// A node that does not answer is asked again after a pause that grows from minProbePause to maxProbePause.
+	minProbePause = time.Second
+	maxProbePause = 10 * time.Second
+	// Resyncs of one replica begin no closer than a pause that grows from minReturnPause to maxReturnPause, until the
+	// replica has been in sync for calmAfter: a node that comes and goes costs its disks little.
+	minReturnPause = time.Second
+	maxReturnPause = 5 * time.Minute
+	calmAfter      = 10 * time.Minute
+)
+
+// try is what is remembered of bringing one replica back.
+type try struct {
+	next  time.Duration // not before
+	began time.Duration // when the last resync began
+	pause time.Duration // from then to the next one
+	probe time.Duration // the last pause before asking its node again
+	since time.Duration // when it was dropped or failed, 0 if not known
+	why   string
+	lacks int64 // bytes it lacked when its last resync ended, 0 if not known
+}
+
+// tries keeps a try for each replica that was out under this host.
+type tries map[ukai.ReplicaID]*try
+
+// maxTries bounds the replicas remembered per disk; beyond, those that are in sync are forgotten.
+const maxTries = 64
+
+func (t *tries) of(r ukai.ReplicaID) *try {
+	if *t == nil {
+		*t = make(tries)
+	}
+	if (*t)[r] == nil {
+		if len(*t) >= maxTries {
+			clear(*t)
+		}
+		(*t)[r] = new(try)
+	}
+	return (*t)[r]
+}
+
+// choose returns the replica to bring back now, or else when to look again.
+func (t *tries) choose(list []absentee, now time.Duration) (a absentee, at time.Duration, due bool) {
+	at = never
+	for _, c := range list {
+		next := time.Duration(0)
+		if e := (*t)[c.Replica]; e != nil {
+			next = e.next
+		}
+		if next < at {
+			a, at = c, next
+		}
+	}
+	return a, at, at <= now
+}
+
+// dropped notes that a replica left the in-sync set.
+func (t *tries) dropped(r ukai.ReplicaID, now time.Duration, why string) {
+	e := t.of(r)
+	e.since, e.why, e.probe, e.lacks = now, why, 0, 0
+	e.next = max(e.next, now+minProbePause)
+}
+
+// silent notes that a replica's node does not answer, or does not have it.
+func (t *tries) silent(r ukai.ReplicaID, now time.Duration, why string) {
+	e := t.of(r)
+	e.probe = min(max(2*e.probe, minProbePause), maxProbePause)
+	e.next, e.why = now+e.probe, why
+	if e.since == 0 {
+		e.since = now
+	}
+}
+
+// begun notes that a resync begins.
+func (t *tries) begun(r ukai.ReplicaID, now time.Duration) {
+	e := t.of(r)
+	if e.pause == 0 || now-e.began > calmAfter+e.pause {
+		e.pause = minReturnPause
+	} else {
+		e.pause = min(2*e.pause, maxReturnPause)
+	}
+	e.began, e.next, e.probe = now, now+e.pause, 0
+}
+
+// failed notes that a resync failed.
+func (t *tries) failed(r ukai.ReplicaID, now time.Duration, why string, lacks int64) {
+	e := t.of(r)
+	e.why, e.lacks = why, lacks
+	e.next = now + e.pause
+	if e.since == 0 {
+		e.since = now
+	}
+}
+
+// done notes that a replica is in sync.
+func (t *tries) done(r ukai.ReplicaID) {
+	e := t.of(r)
+	e.since, e.why, e.lacks = 0, "", 0
+}
