@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"ukai"
 )
 
 // maxSearchSteps bounds the search for a placement. Rules with at most one spread key never come near it: there every
@@ -29,7 +31,8 @@ type search struct {
 	slots      []int // the term of each
 	candidates []candidate
 	keys       int
-	size       int64 // bytes of the disk, for preference only
+	size       int64               // bytes of the disk, for preference only
+	kept       map[ukai.NodeID]int // nodes whose replica may stay, which costs nothing: the higher the better
 	near       Near
 
 	steps    int
@@ -211,12 +214,13 @@ func augment(edges []map[int]bool, left int, owner map[int]int, seen map[int]boo
 	return false
 }
 
-// order returns the candidates that go with a set, best first: those with room for the whole disk, then by free space,
+// order returns the candidates that go with a set, best first: those whose replica may stay, then those with room for the whole disk, then by free space,
 // then by the share of their space that is free, then by nearness to the set. Space counts in coarse steps, or its last
 // byte would decide; it decides before the name does.
 func (s *search) order(chosen []int) []int {
 	type rank struct {
 		index  int
+		kept   int
 		whole  bool
 		room   int64
 		share  int64
@@ -231,7 +235,7 @@ func (s *search) order(chosen []int) []int {
 			continue
 		}
 		room := c.node.room()
-		r := rank{index: i, whole: room >= s.size, room: coarse(room), exact: room, sorted: c.node}
+		r := rank{index: i, kept: s.kept[c.node.ID], whole: room >= s.size, room: coarse(room), exact: room, sorted: c.node}
 		if c.node.CapacityBytes > 0 {
 			r.share = 20 * room / c.node.CapacityBytes
 		}
@@ -241,7 +245,7 @@ func (s *search) order(chosen []int) []int {
 		ranks = append(ranks, r)
 	}
 	slices.SortFunc(ranks, func(a, b rank) int {
-		return cmp.Or(compareBool(b.whole, a.whole), cmp.Compare(b.room, a.room), cmp.Compare(b.share, a.share),
+		return cmp.Or(cmp.Compare(b.kept, a.kept), compareBool(b.whole, a.whole), cmp.Compare(b.room, a.room), cmp.Compare(b.share, a.share),
 			cmp.Compare(a.far, b.far), cmp.Compare(b.exact, a.exact), compareNames(a.sorted, b.sorted))
 	})
 	indexes := make([]int, len(ranks))

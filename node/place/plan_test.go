@@ -1,0 +1,199 @@
+package place
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"ukai"
+	"ukai/crdt"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC) // two hours after the nodes went down that are
+
+// placed makes a record of a disk from words "NODE[:ROLE]"; its arbiters are those that Arbiters would choose.
+func placed(t testing.TB, nodes []Node, words string) crdt.Record {
+	t.Helper()
+	rec := crdt.Record{
+		Disk: ukai.DiskID{1}, Version: 1, Phase: crdt.PhaseReleased, Size: 10 * gib, BlockSize: ukai.DefaultBlockSize, MinSync: 1,
+		Groups: []crdt.Group{{Generation: 1}}, Runs: []crdt.Run{{Count: ukai.Blocks(10*gib, ukai.DefaultBlockSize)}},
+	}
+	var on []ukai.NodeID
+	for i, w := range strings.Fields(words) {
+		name, role, _ := strings.Cut(w, ":")
+		at := slices.IndexFunc(nodes, func(n Node) bool { return n.Name == name })
+		if at < 0 {
+			t.Fatalf("no node %s", name)
+		}
+		m := crdt.Member{Replica: ukai.ReplicaID(100 + i), Node: nodes[at].ID}
+		switch role {
+		case "out":
+			m.Role = crdt.Out
+		case "syncing":
+			m.Role = crdt.Syncing
+		}
+		rec.Groups[0].Members = append(rec.Groups[0].Members, m)
+		on = append(on, m.Node)
+	}
+	rec.Arbiters, _ = Arbiters(on, nodes, nil)
+	return rec
+}
+
+func told(nodes []Node, p Plan) string {
+	var list []string
+	for _, s := range p.Steps {
+		switch s.Kind {
+		case SetMinSync:
+			list = append(list, fmt.Sprintf("min-sync %d", s.MinSync))
+		case MoveArbiters:
+			list = append(list, "arbiters "+strings.ReplaceAll(names(nodes, s.Arbiters), " ", "+"))
+		default:
+			list = append(list, s.Kind.String()+" "+names(nodes, []ukai.NodeID{s.Node}))
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+func TestRelocationPlans(t *testing.T) {
+	small := []string{"t1 dc=tokyo", "t2 dc=tokyo", "o1 dc=osaka", "o2 dc=osaka", "w1 dc=fukuoka witness"}
+	for _, test := range []struct {
+		name, rule, now string
+		nodes           []string
+		want            string
+		unmet           bool
+	}{
+		{"nothing to do", "dc=tokyo:2", "t1 t2", small, "", false},
+		{"one more copy", "dc=tokyo:2 dc=osaka:1", "t1 t2", small, "add o1, arbiters o1+t1+w1", false},
+		{"one copy less", "dc=tokyo:1", "t1 t2", small, "drop t2", false},
+		{"moved whole, first copied and then dropped", "dc=osaka:2", "t1 t2", small, "add o1, add o2, drop t1, drop t2, arbiters o1+o2+w1", false},
+		{"moved by half", "dc=tokyo:1 dc=osaka:1", "t1 t2", small, "add o1, drop t2, arbiters o1+t1+w1", false},
+		{"what is out comes back by itself", "dc=tokyo:2", "t1 t2:out", small, "", false},
+		{"what is out and not wanted goes first", "dc=tokyo:1 dc=osaka:1", "t1 t2:out", small, "add o1, drop t2, arbiters o1+t1+w1", false},
+		{"the copy in sync is kept, not the one that is out", "any:1", "t1:out t2", small, "drop t1", false},
+		{"drained node is left", "dc=tokyo:2", "t1 t2", []string{"t1 dc=tokyo drain", "t2 dc=tokyo", "t3 dc=tokyo", "w1 dc=fukuoka witness"}, "add t3, drop t1", false},
+		{"node that takes nothing new keeps what it has", "dc=tokyo:2", "t1 t2", []string{"t1 dc=tokyo nonew", "t2 dc=tokyo", "t3 dc=tokyo", "w1 dc=fukuoka witness"}, "", false},
+		{"node that is down for long is replaced", "dc=tokyo:2", "t1 t2:out", []string{"t1 dc=tokyo", "t2 dc=tokyo down", "t3 dc=tokyo", "w1 dc=fukuoka witness"}, "add t3, drop t2, arbiters t1+t3+w1", false},
+		{"what is down stays where there is no other", "dc=tokyo:2", "t1 t2:out", []string{"t1 dc=tokyo", "t2 dc=tokyo down", "w1 dc=fukuoka witness", "w2 dc=osaka witness"}, "arbiters t1+w1+w2", true},
+		{"nothing is dropped for less", "dc=osaka:2", "t1 t2", []string{"t1 dc=tokyo", "t2 dc=tokyo", "o1 dc=osaka", "w1 dc=fukuoka witness"}, "add o1, arbiters o1+t1+w1", true},
+		{"more in sync for writes, once they are there", "dc=tokyo:2 --min-sync 2", "t1", small, "add t2, min-sync 2", false},
+		{"spread", "any:2 --spread rack", "t1 t2", []string{"t1 dc=tokyo rack=a", "t2 dc=tokyo rack=a", "t3 dc=tokyo rack=b"}, "add t3, drop t2", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			nodes := mesh(t, test.nodes...)
+			rec := placed(t, nodes, test.now)
+			for i := range nodes { // arbiters were chosen when all were well
+				if !nodes[i].Alive {
+					well := slices.Clone(nodes)
+					well[i].Alive = true
+					var on []ukai.NodeID
+					for _, m := range rec.Groups[0].Members {
+						on = append(on, m.Node)
+					}
+					rec.Arbiters, _ = Arbiters(on, well, nil)
+				}
+			}
+			p, err := Relocate(Input{Rule: rule(t, test.rule), Rec: rec, Nodes: nodes, Now: noon})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := told(nodes, p); got != test.want || (p.Unmet != "") != test.unmet {
+				t.Errorf("%s\nwant %s\nunmet %q", got, test.want, p.Unmet)
+			}
+		})
+	}
+}
+
+func TestNodeThatIsDownForAMomentIsWaitedFor(t *testing.T) {
+	nodes := mesh(t, "t1 dc=tokyo", "t2 dc=tokyo down", "t3 dc=tokyo", "w1 dc=fukuoka witness")
+	rec := placed(t, mesh(t, "t1 dc=tokyo", "t2 dc=tokyo", "t3 dc=tokyo", "w1 dc=fukuoka witness"), "t1 t2:out")
+	for after, want := range map[time.Duration]string{3 * time.Hour: "", time.Hour: "add t3, drop t2, arbiters t1+t3+w1", -1: ""} {
+		p, err := Relocate(Input{Rule: rule(t, "dc=tokyo:2"), Rec: rec, Nodes: nodes, Now: noon, RepairAfter: after})
+		if err != nil || told(nodes, p) != want {
+			t.Errorf("repair after %v: %q %v, want %q", after, told(nodes, p), err, want)
+		}
+	}
+}
+
+// Carried out step by step, with a new plan after each, a plan ends where it said, never has fewer copies in sync than
+// it had or than the rule asks for, and does not run in circles.
+func TestPlansArriveAndNeverGiveUpACopyTooEarly(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var lines []string
+		count := rapid.IntRange(2, 8).Draw(t, "nodes")
+		for i := range count {
+			line := fmt.Sprintf("n%d dc=%c rack=%c", i, 'a'+rapid.IntRange(0, 2).Draw(t, "dc"), 'p'+rapid.IntRange(0, 3).Draw(t, "rack"))
+			line += rapid.SampledFrom([]string{"", "", "", "", " drain", " nonew", " down", " witness", " free=1"}).Draw(t, "flag")
+			lines = append(lines, line)
+		}
+		var tb testing.TB = &testing.T{}
+		nodes := mesh(tb, lines...)
+		text := rapid.SampledFrom([]string{"any:1", "any:2", "any:3", "dc=a:1", "dc=a:2", "dc=a:1 dc=b:1", "dc=b:2 dc=c:1", "any:2 --spread rack", "dc!=a:2"}).Draw(t, "rule")
+		var now []string
+		for i, at := range rapid.Permutation([]int{0, 1, 2, 3, 4, 5, 6, 7}[:count]).Draw(t, "replicas")[:rapid.IntRange(1, min(3, count)).Draw(t, "copies")] {
+			w := fmt.Sprintf("n%d", at)
+			if i > 0 {
+				w += rapid.SampledFrom([]string{"", "", ":out", ":syncing"}).Draw(t, "role")
+			}
+			now = append(now, w)
+		}
+		in := Input{Rule: rule(tb, text), Rec: placed(tb, nodes, strings.Join(now, " ")), Nodes: nodes, Now: noon}
+		g := &in.Rec.Groups[0]
+		next := ukai.ReplicaID(1000)
+		for round := 0; ; round++ {
+			if round > 30 {
+				t.Fatalf("does not arrive: %v", told(nodes, must(Relocate(in))))
+			}
+			// What can come back does.
+			for i := range g.Members {
+				if at := slices.IndexFunc(nodes, func(n Node) bool { return n.ID == g.Members[i].Node }); nodes[at].Alive {
+					g.Members[i].Role = crdt.InSync
+				}
+			}
+			p := must(Relocate(in))
+			if len(p.Steps) == 0 {
+				if s := Check(in.Rule, in.Rec, nodes); p.Unmet == "" && !s.Met && !slices.ContainsFunc(nodes, func(n Node) bool { return !n.Alive }) {
+					t.Fatalf("arrived at %s, not at %s: %v", s.Now, s.Wanted, s.Differences)
+				}
+				return
+			}
+			before := g.Count(crdt.InSync)
+			switch s := p.Steps[0]; s.Kind {
+			case AddReplica:
+				g.Members = append(g.Members, crdt.Member{Replica: next, Node: s.Node})
+				next++
+			case DropReplica:
+				g.Members = slices.DeleteFunc(g.Members, func(m crdt.Member) bool { return m.Replica == s.Replica })
+				if after := g.Count(crdt.InSync); after < before && after < min(in.Rule.Replicas(), before) || after == 0 {
+					t.Fatalf("dropping %v leaves %d in sync of %d, the rule asks for %d", s.Replica, after, before, in.Rule.Replicas())
+				}
+			case SetMinSync:
+				in.Rec.MinSync = s.MinSync
+			case MoveArbiters:
+				in.Rec.Arbiters = s.Arbiters
+			}
+		}
+	})
+}
+
+func must(p Plan, err error) Plan {
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+func BenchmarkRelocate(b *testing.B) {
+	var lines []string
+	for i := range 100 {
+		lines = append(lines, fmt.Sprintf("n%d dc=dc%d rack=r%d", i, i%4, i%20))
+	}
+	nodes := mesh(b, lines...)
+	in := Input{Rule: rule(b, "dc=dc1:2 dc=dc2:1"), Rec: placed(b, nodes, "n0 n4"), Nodes: nodes, Now: noon}
+	for b.Loop() {
+		must(Relocate(in))
+	}
+}
