@@ -188,7 +188,7 @@ func (h *Host) Forget(id ukai.DiskID) {
 }
 
 // Observe tells the host of a committed record that has reached this node. If it shows that a disk has a newer holder,
-// this one stops at once instead of at its next refused request.
+// this one stops at once instead of at its next refused request; what it says of this holder's epoch is taken in.
 func (h *Host) Observe(rec crdt.Record) {
 	h.mu.Lock()
 	d := h.disks[rec.Disk]
@@ -196,8 +196,30 @@ func (h *Host) Observe(rec crdt.Record) {
 	if d == nil {
 		return
 	}
-	if held := d.holding.Load(); held != nil && rec.Epoch > held.epoch {
+	held := d.holding.Load()
+	switch {
+	case held == nil:
+	case rec.Epoch > held.epoch:
 		held.fenced(rec.Epoch)
+	case rec.Epoch == held.epoch:
+		held.observe(rec)
+	}
+}
+
+// observe takes in what others committed about the disk: safety settings, arbiters. Sets of replicas are changed by the
+// holder alone. While a change of its own is under way this is left to that change, which reads the record.
+func (h *holding) observe(rec crdt.Record) {
+	select {
+	case h.reconfiguring <- struct{}{}:
+	default:
+		return
+	}
+	defer func() { <-h.reconfiguring }()
+	h.mu.Lock()
+	news := h.serving && !h.sets.inDoubt() && rec.Version > h.sets.known.Version
+	h.mu.Unlock()
+	if news {
+		h.resolved(rec)
 	}
 }
 

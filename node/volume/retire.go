@@ -1,0 +1,31 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+
+	"ukai"
+	"ukai/node/store"
+)
+
+// Retire makes a replica refuse every seal from now on, for good; what runs has finished when it returns. The caller has
+// read from the arbiters that the disk's record does not name the replica: it was in use, so it was named once, and it is
+// never named again. One that was never sealed may yet be named and is refused with ukai.ErrRejected. The data stays
+// until the store removes it.
+func (rs *Replicas) Retire(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) error {
+	h, err := rs.open(ctx, disk, replica)
+	if err != nil {
+		return err
+	}
+	if err := h.lock(ctx); err != nil {
+		return err
+	}
+	defer func() { <-h.control }()
+	switch h.data.Header().State {
+	case store.StateRetired:
+		return nil
+	case store.StateOpen:
+		return h.advance(fence{epoch: h.admitted.Load().epoch}, func() error { return h.data.SetState(ctx, store.StateRetired) })
+	}
+	return fmt.Errorf("retire replica %v: %w: it was never in use", replica, ukai.ErrRejected)
+}
