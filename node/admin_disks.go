@@ -104,6 +104,9 @@ func (n *Node) describe(p people, rec crdt.Record, rule string) admin.Disk {
 	if rec.Quorum == crdt.PreferredNode {
 		out.Quorum = "preferred " + p.ref(rec.Preferred).String()
 	}
+	if rec.Quorum == crdt.UnsafeSurvivor {
+		warn(admin.Warn, "quorum-unsafe", "ukai-node disk quorum NAME majority", "quorum mode unsafe: after a cut both sides may go on, and then one side's writes are lost")
+	}
 	switch rec.Phase {
 	case crdt.PhaseRecovering:
 		out.State = admin.DiskRecovering
@@ -118,13 +121,17 @@ func (n *Node) describe(p people, rec crdt.Record, rule string) admin.Disk {
 			warn(admin.Warn, "holder-dead", "the next host that opens the disk takes over", "disk is attached on %s, which does not answer", holder)
 		}
 	}
-	if held, ok := n.host.Held(rec.Disk); ok {
+	held, here := n.host.Held(rec.Disk)
+	if here {
 		out.State, out.Why = stateOf(held)
 	}
 	allocated := n.replicas.Allocated(rec.Disk)
 	for _, g := range rec.Groups {
 		for _, m := range g.Members {
 			r := n.replica(p, m, allocated)
+			if at := slices.IndexFunc(held.Replicas, func(s volume.ReplicaStatus) bool { return s.Replica == m.Replica && s.Group == g.ID }); here && at >= 0 {
+				behind(&r, held.Replicas[at])
+			}
 			out.AllocatedBytes = max(out.AllocatedBytes, r.AllocatedBytes)
 			out.Replicas = append(out.Replicas, r)
 		}
@@ -185,6 +192,27 @@ func (n *Node) replica(p people, m crdt.Member, allocated map[ukai.ReplicaID]int
 		r.Why = "it missed writes and has not been brought up to date"
 	}
 	return r
+}
+
+// behind adds what the holder knows of a replica that is not in sync.
+func behind(r *admin.Replica, s volume.ReplicaStatus) {
+	if r.Role == admin.InSync {
+		return
+	}
+	r.BehindBytes = s.Behind
+	if s.Trouble != "" {
+		r.Why = s.Trouble
+	}
+	if s.Out > 0 {
+		r.Since = time.Now().Add(-s.Out)
+	}
+	if p := s.Resync; p != nil {
+		r.Why, r.BehindBytes, r.CopiedBytes = "is being brought up to date", p.Left, p.Copied
+		if p.Total > 0 {
+			r.Percent = int(100 * max(0, p.Total-p.Left) / p.Total)
+		}
+		r.ETASeconds = int64(p.Remaining() / time.Second)
+	}
 }
 
 // DiskMap implements admin.Backend.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"ukai"
 	"ukai/crdt"
 	"ukai/node/admin"
 	"ukai/node/place"
@@ -17,24 +18,46 @@ func (n *Node) Placement(_ context.Context, disk string) (admin.Placement, error
 	if err != nil {
 		return admin.Placement{}, err
 	}
-	return n.placementOf(n.people(), d), nil
+	return n.placementOf(n.people(), d, true), nil
 }
 
 // Placements implements admin.Backend.
 func (n *Node) Placements(context.Context) ([]admin.Placement, error) {
 	p := n.people()
 	list := []admin.Placement{}
-	n.eachLive(func(d *crdt.Disk, _ crdt.Record) { list = append(list, n.placementOf(p, d)) })
+	n.eachLive(func(d *crdt.Disk, _ crdt.Record) { list = append(list, n.placementOf(p, d, false)) })
 	slices.SortFunc(list, func(a, b admin.Placement) int { return strings.Compare(a.Disk.Name, b.Disk.Name) })
 	return list, nil
 }
 
-func (n *Node) placementOf(p people, d *crdt.Disk) admin.Placement {
+// placementOf tells of one disk, with steps also what leads to its rule.
+func (n *Node) placementOf(p people, d *crdt.Disk, steps bool) admin.Placement {
 	var rec *crdt.Record
 	if r, ok := d.Record(); ok {
 		rec = &r
 	}
-	return n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, d.Rule.Value, rec)
+	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, d.Rule.Value, rec)
+	if steps && rec != nil && d.Rule.Value != "" {
+		n.addSteps(p, &out, d.Rule.Value, rec)
+	}
+	return out
+}
+
+// addSteps adds what leads to the rule, and who does it.
+func (n *Node) addSteps(p people, out *admin.Placement, rule string, rec *crdt.Record) {
+	plan, err := n.plan(rule, *rec, p.candidates())
+	if err != nil {
+		return // a rule that cannot be read is told of already
+	}
+	for _, step := range plan.Steps {
+		out.Steps = append(out.Steps, admin.Step{
+			Kind: step.Kind.String(), Node: p.ref(step.Node), From: p.ref(step.From), Bytes: step.Bytes, InSync: step.InSync, Text: n.told(p, step),
+		})
+	}
+	if plan.Unmet != "" {
+		out.Differences = append(out.Differences, plan.Unmet)
+	}
+	out.Doing = n.doing(p, rec, len(out.Steps))
 }
 
 // placement compares a rule with a record.
@@ -66,10 +89,26 @@ func (n *Node) placement(p people, disk admin.DiskRef, rule string, rec *crdt.Re
 	for _, t := range s.Terms {
 		out.Wanted = append(out.Wanted, admin.Want{Term: t.Term, Count: t.Want, Have: t.Have, Nodes: t.Nodes})
 	}
-	if !s.Met {
-		out.Doing = "nothing: this release does not move the data of existing disks"
-	}
 	return out
+}
+
+// doing says what is being done about a disk that is not where its rule wants it, by whom, or why nothing is.
+func (n *Node) doing(p people, rec *crdt.Record, steps int) string {
+	if text := n.relocations.doing(rec.Disk); text != "" {
+		return text
+	}
+	if steps == 0 {
+		return ""
+	}
+	switch rec.Phase {
+	case crdt.PhaseActive, crdt.PhaseRecovering:
+		if !p.alive(rec.Holder) {
+			return fmt.Sprintf("nothing: %s has the disk attached and does not answer", p.ref(rec.Holder))
+		}
+		return "by " + p.ref(rec.Holder).String()
+	case crdt.PhaseReleased, crdt.PhaseDeleted:
+	}
+	return "by a node with an in-sync replica"
 }
 
 // PlaceDisk implements admin.Backend.
@@ -87,9 +126,14 @@ func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk)
 		return admin.Placement{}, err
 	}
 	p := n.people()
-	choice, err := place.Initial(rule, rec.Size, p.candidates(), n.mesh.Estimate)
-	if err != nil && !place.Check(rule, rec, p.candidates()).Met {
-		return admin.Placement{}, p.refusal(rule, choice, err)
+	plan, err := n.plan(rule.String(), rec, p.candidates())
+	if err != nil {
+		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
+	}
+	if plan.Unmet != "" && rule.Mode == place.Strict {
+		return admin.Placement{}, &admin.Refusal{
+			Err: fmt.Errorf("rule %q: %w: %s", rule, ukai.ErrUnmet, plan.Missing), Reasons: p.reasons(plan.Reasons), Remedy: plan.Help,
+		}
 	}
 	if !change.DryRun {
 		err := n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
@@ -101,12 +145,10 @@ func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk)
 		n.events.add(admin.Event{Level: admin.Fine, Kind: "rule-set", Disk: d.Name.Value, Text: fmt.Sprintf("the rule of disk %s is now %s", d.Name.Value, rule)})
 	}
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, rule.String(), &rec)
-	out.DryRun, out.Reasons = change.DryRun, p.reasons(choice.Reasons)
-	if !out.Met {
-		out.Notice = fmt.Sprintf("the rule is recorded, and the data of %s stays where it is: this release does not move the data of existing disks", d.Name.Value)
-		if change.DryRun {
-			out.Notice = fmt.Sprintf("the rule would be recorded, and the data of %s would stay where it is: this release does not move the data of existing disks", d.Name.Value)
-		}
+	n.addSteps(p, &out, rule.String(), &rec)
+	out.DryRun, out.Reasons = change.DryRun, p.reasons(plan.Reasons)
+	if change.DryRun {
+		out.Doing = ""
 	}
 	return out, nil
 }

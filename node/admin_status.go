@@ -349,7 +349,7 @@ func (n *Node) Counters() map[string]uint64 {
 		"ukai_cell_requests_sent_total":   n.cells.proposals.Load(),
 		"ukai_cell_requests_served_total": n.cells.served.Load(),
 	}
-	for _, more := range []map[string]uint64{n.wire.Counters(), n.mesh.Counters()} {
+	for _, more := range []map[string]uint64{n.wire.Counters(), n.mesh.Counters(), n.host.Counters()} {
 		for k, v := range more {
 			all[k] = v
 		}

@@ -170,6 +170,18 @@ func (c *cells) Create(ctx context.Context, rec crdt.Record) (crdt.Record, error
 	return cell.Create(ctx, c, c.self, rec, cell.Options{Go: c.wg.Go})
 }
 
+// Force begins a new lineage of a disk's record on the arbiters that rec names.
+func (c *cells) Force(ctx context.Context, rec crdt.Record) (crdt.Record, error) {
+	if err := c.ready(); err != nil {
+		return crdt.Record{}, err
+	}
+	rec, err := cell.Force(ctx, c, c.self, rec, cell.Options{Go: c.wg.Go})
+	if err == nil {
+		c.publish(rec)
+	}
+	return rec, err
+}
+
 // publish hands a committed record to gossip. That it is committed does not depend on gossip, so a failure is only logged.
 func (c *cells) publish(rec crdt.Record) {
 	if err := c.learn(rec); err != nil {

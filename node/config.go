@@ -26,11 +26,12 @@ type Config struct {
 	Keys      []wire.MeshKey // the first seals, all are accepted
 	Reserve   int64          // bytes of the file system that blocks never take; 0: store.DefaultReserve, negative: none
 	// Alone lets the node serve although no other node could tell whether its database is the newest: for when all others are lost.
-	Alone   bool
-	OnLoss  time.Duration                                                // with on-loss=error, how long I/O waits before it fails; default 30 s
-	Version string                                                       // of the program, as others see it
-	Log     *slog.Logger                                                 // default: discards
-	Resolve func(ctx context.Context, host string) ([]netip.Addr, error) // of names in Seeds; default: the system's resolver
+	Alone      bool
+	OnLoss     time.Duration                                                // with on-loss=error, how long I/O waits before it fails; default 30 s
+	TrashGrace time.Duration                                                // how long a replica that its disk does not need any more is kept; default 1 h
+	Version    string                                                       // of the program, as others see it
+	Log        *slog.Logger                                                 // default: discards
+	Resolve    func(ctx context.Context, host string) ([]netip.Addr, error) // of names in Seeds; default: the system's resolver
 
 	// For meshes in virtual time. All three are taken over: Close closes them.
 	Conn     net.PacketConn       // default: a UDP socket at Listen
@@ -50,6 +51,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.OnLoss == 0 {
 		c.OnLoss = 30 * time.Second
+	}
+	if c.TrashGrace <= 0 {
+		c.TrashGrace = trashGraceDefault
 	}
 	if c.Version == "" {
 		c.Version = "unknown"

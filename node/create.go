@@ -175,24 +175,34 @@ func (n *Node) unmakeReplicas(ctx context.Context, rec crdt.Record, made []crdt.
 	defer cancel()
 	var errs []error
 	for _, m := range made {
-		var err error
-		if m.Node == n.id {
-			err = n.dropNewReplica(ctx, rec.Disk, m.Replica)
-		} else {
-			_, err = n.call(ctx, m.Node, &wire.Message{Kind: wire.KindRetireReplica, Disk: rec.Disk, Replica: m.Replica})
-		}
-		if err != nil && !errors.Is(err, ukai.ErrNotFound) {
-			errs = append(errs, fmt.Errorf("an empty replica may be left behind: %w", err))
-		}
+		errs = append(errs, n.unmakeReplica(ctx, rec.Disk, m))
 	}
 	return errors.Join(errs...)
 }
 
-// dropNewReplica removes a replica that was made for a disk which then did not come to be: one that was never sealed, and that no record known
-// here names.
+func (n *Node) unmakeReplica(ctx context.Context, disk ukai.DiskID, m crdt.Member) (err error) {
+	if m.Node == n.id {
+		err = n.dropNewReplica(ctx, disk, m.Replica)
+	} else {
+		_, err = n.call(ctx, m.Node, &wire.Message{Kind: wire.KindRetireReplica, Disk: disk, Replica: m.Replica})
+	}
+	if err != nil && !errors.Is(err, ukai.ErrNotFound) {
+		return fmt.Errorf("an empty replica may be left behind: %w", err)
+	}
+	return nil
+}
+
+// dropNewReplica removes a replica that was made for a disk which then did not come to be, or did not take it: one that was never sealed, and
+// that the disk's record, if there is one, does not name. Whoever asks for that knows that no record will.
 func (n *Node) dropNewReplica(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) error {
-	if rec, err := n.known(disk); err == nil {
-		return fmt.Errorf("replica %v: %w: disk %v exists, at version %d of its record", replica, ukai.ErrRejected, disk, rec.Version)
+	if _, err := n.known(disk); err == nil {
+		rec, err := n.cells.Read(ctx, disk)
+		if err != nil {
+			return err
+		}
+		if _, named := rec.NodeOf(replica); named {
+			return fmt.Errorf("replica %v: %w: version %d of the record of disk %v names it", replica, ukai.ErrRejected, rec.Version, disk)
+		}
 	}
 	for _, r := range n.store.Replicas() {
 		if r.Disk == disk && r.Replica == replica {

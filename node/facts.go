@@ -198,16 +198,16 @@ func (n *Node) noticeDisks(versions map[ukai.DiskID]uint64) {
 		for _, g := range rec.Groups {
 			for _, m := range g.Members {
 				if m.Role == crdt.Out && rec.Phase != crdt.PhaseDeleted {
-					n.noticeOut(rec, m, names[rec.Disk])
+					n.noticeOut(rec, g.Generation, m, names[rec.Disk])
 				}
 			}
 		}
 	}
 }
 
-func (n *Node) noticeOut(rec crdt.Record, m crdt.Member, disk string) {
+func (n *Node) noticeOut(rec crdt.Record, generation uint32, m crdt.Member, disk string) {
 	name := hearsay{n}.NodeName(m.Node)
-	n.events.once(fmt.Sprintf("out/%v", m.Replica), admin.Event{
+	n.events.once(fmt.Sprintf("out/%v/%d", m.Replica, generation), admin.Event{
 		Level: admin.Warn, Kind: "replica-out", Node: name, Disk: disk,
 		Text: fmt.Sprintf("the replica of %s on %s is out of sync since version %d", disk, name, rec.Version),
 	})
@@ -235,6 +235,7 @@ func (n *Node) collect() {
 		ctx, cancel := context.WithTimeout(n.ctx, collectEvery)
 		n.deleteExpired(ctx)
 		n.deleteReplicas(ctx)
+		n.retireReplicas(ctx)
 		cancel()
 	}
 }

@@ -32,6 +32,8 @@ type Node struct {
 	host     *volume.Host
 	events   events
 
+	relocations relocations
+
 	ctx     context.Context // of everything in the background
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
@@ -96,10 +98,10 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	n.mesh = mesh
 	n.host = volume.NewHost(volume.Config{
 		Node: n.id, Peers: peers{n}, Cells: n.cells, Mesh: hearsay{n}, Replicas: n.replicas, Log: cfg.Log,
-		Clock: cfg.Boottime, LossLimit: cfg.OnLoss,
+		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent,
 	})
 	close(n.open)
-	for _, loop := range []func(){n.publishFacts, n.watch, n.collect} {
+	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.relocate, n.maintain} {
 		n.spawn(loop)
 	}
 	n.log.Info("node is up", "name", cfg.Name, "id", n.id, "listen", n.wire.LocalAddr(), "boot", boot)

@@ -89,6 +89,14 @@ func (h hearsay) NodeName(id ukai.NodeID) (name string) {
 	return name
 }
 
+// diskName returns what people call a disk.
+func (h hearsay) diskName(id ukai.DiskID) string {
+	if d, err := h.findByID(id); err == nil && d.Name.Value != "" {
+		return d.Name.Value
+	}
+	return id.String()
+}
+
 func (n *Node) addr(id ukai.NodeID) (net.Addr, bool) {
 	select {
 	case <-n.open:

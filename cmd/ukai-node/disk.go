@@ -14,7 +14,8 @@ import (
 
 func (a *app) diskCommand() *cobra.Command {
 	return group("disk", "Create, list, grow, rename, remove and restore disks",
-		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskRmCommand(), a.diskRestoreCommand())
+		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskRmCommand(), a.diskRestoreCommand(),
+		a.diskQuorumCommand(), a.diskForceCommand())
 }
 
 // changeDisk runs a change of one disk and prints the disk after it.

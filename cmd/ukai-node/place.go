@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -74,12 +75,35 @@ func (a *app) printPlacement(p admin.Placement) {
 		a.say("  differs: %s", d)
 	}
 	a.printReasons(p.Reasons)
+	a.printSteps(p)
 	if p.Doing != "" {
 		a.say("  being done: %s", p.Doing)
 	}
 	a.warnings(p.Warnings)
 	if p.Notice != "" {
 		a.say("notice: %s", p.Notice)
+	}
+}
+
+// printSteps tells what leads to the rule.
+func (a *app) printSteps(p admin.Placement) {
+	var rows [][]string
+	for i, s := range p.Steps {
+		copied := ""
+		if s.Bytes > 0 {
+			copied = "up to " + formatSize(s.Bytes)
+			if from := s.From.String(); from != "" {
+				copied += " from " + from
+			}
+		}
+		inSync := ""
+		if s.InSync > 0 {
+			inSync = fmt.Sprint(s.InSync)
+		}
+		rows = append(rows, []string{fmt.Sprintf("  %d", i+1), s.Text, dash(copied), dash(inSync)})
+	}
+	if len(rows) > 0 {
+		a.table([]string{">  STEP", "WHAT", "COPIED", ">IN SYNC THEN"}, rows)
 	}
 }
 
@@ -114,6 +138,12 @@ func (a *app) whyNot(r admin.Replica) string {
 		if p != "" {
 			parts = append(parts, p)
 		}
+	}
+	if r.Percent > 0 {
+		parts = append(parts, fmt.Sprintf("%d %%", r.Percent))
+	}
+	if r.ETASeconds > 0 {
+		parts = append(parts, "done in about "+(time.Duration(r.ETASeconds)*time.Second).String())
 	}
 	if r.BehindBytes > 0 {
 		parts = append(parts, formatSize(r.BehindBytes)+" to copy")

@@ -46,6 +46,11 @@ type Backend interface {
 	RestoreDisk(ctx context.Context, disk string, r RestoreDisk) (Disk, error)
 	// RenameDisk renames a disk. The name is taken: ukai.ErrExists.
 	RenameDisk(ctx context.Context, disk string, r RenameDisk) (Disk, error)
+	// SetQuorum says who decides about a disk: in place of a majority one node alone, or whoever is left.
+	SetQuorum(ctx context.Context, disk string, q SetQuorum) (Disk, error)
+	// ForceDisk goes on with a disk of whose arbiters a majority is gone for good. Unless all that are silent are named:
+	// ukai.ErrPermission. A majority answers: ukai.ErrRejected.
+	ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk, error)
 	// DiskMap tells where each run of blocks of a disk lies.
 	DiskMap(ctx context.Context, disk string) (Map, error)
 
@@ -225,10 +230,21 @@ type Placement struct {
 	Arbiters    []Arbiter `json:"arbiters,omitempty"`
 	Differences []string  `json:"differences,omitempty" doc:"one sentence each"`
 	Reasons     []Reason  `json:"reasons,omitempty" doc:"per node considered, why it was or was not chosen"`
+	Steps       []Step    `json:"steps,omitempty" doc:"what leads to the rule, in the order in which it is done"`
 	Doing       string    `json:"doing,omitempty" doc:"what is being done about the differences"`
 	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
 	Warnings    []Warning `json:"warnings,omitempty"`
 	DryRun      bool      `json:"dryRun,omitempty"`
+}
+
+// Step is one part of a plan that leads a disk to its rule.
+type Step struct {
+	Kind   string  `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
+	Node   NodeRef `json:"node,omitzero" doc:"where a replica is made or dropped"`
+	From   NodeRef `json:"from,omitzero" doc:"nearest node that the data of a new replica can come from"`
+	Bytes  int64   `json:"bytes,omitempty" doc:"copied, at most"`
+	InSync int     `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
+	Text   string  `json:"text"`
 }
 
 // Want is one term of a rule and how far it is met.
@@ -329,7 +345,10 @@ type Replica struct {
 	Role           Role           `json:"role" enum:"in sync,syncing,out,async"`
 	NodeState      NodeState      `json:"nodeState" enum:"alive,suspect,dead,left"`
 	AllocatedBytes int64          `json:"allocatedBytes" doc:"0 if not known here"`
-	BehindBytes    int64          `json:"behindBytes,omitempty" doc:"still to copy, if known"`
+	BehindBytes    int64          `json:"behindBytes,omitempty" doc:"still to compare and copy, if known here"`
+	CopiedBytes    int64          `json:"copiedBytes,omitempty" doc:"by the resync that runs"`
+	Percent        int            `json:"percent,omitempty" doc:"of the resync that runs"`
+	ETASeconds     int64          `json:"etaSeconds,omitempty" doc:"until the resync that runs is done, if that can be told"`
 	Since          time.Time      `json:"since,omitzero" doc:"when it took that role, if known"`
 	Why            string         `json:"why,omitempty" doc:"it is not in sync"`
 }
@@ -359,6 +378,25 @@ type RestoreDisk struct {
 // RenameDisk asks for another name.
 type RenameDisk struct {
 	Name string `json:"name" maxLength:"63"`
+}
+
+// Quorum modes of a disk.
+const (
+	QuorumMajority  = "majority"
+	QuorumPreferred = "preferred"
+	QuorumUnsafe    = "unsafe"
+)
+
+// SetQuorum says who decides about a disk.
+type SetQuorum struct {
+	Mode             string `json:"mode" enum:"majority,preferred,unsafe"`
+	Node             string `json:"node,omitempty" maxLength:"63" doc:"with preferred: the node that decides alone"`
+	AcceptSplitBrain string `json:"acceptSplitBrain,omitempty" maxLength:"63" doc:"with unsafe: the name of the disk, as a sign that its risk is understood"`
+}
+
+// ForceDisk says which of a disk's arbiters are gone for good.
+type ForceDisk struct {
+	Gone []string `json:"gone,omitempty" maxItems:"5" doc:"names of all arbiters that do not answer"`
 }
 
 // Map says where the blocks of a disk lie.

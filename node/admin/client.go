@@ -133,6 +133,16 @@ func (c *Client) RenameDisk(ctx context.Context, disk string, r RenameDisk) (Dis
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/rename", r)
 }
 
+// SetQuorum is Backend.SetQuorum.
+func (c *Client) SetQuorum(ctx context.Context, disk string, q SetQuorum) (Disk, error) {
+	return askDisk[Disk](ctx, c, http.MethodPut, disk, "/quorum", q)
+}
+
+// ForceDisk is Backend.ForceDisk.
+func (c *Client) ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk, error) {
+	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/force", f)
+}
+
 // DiskMap is Backend.DiskMap.
 func (c *Client) DiskMap(ctx context.Context, disk string) (Map, error) {
 	return askDisk[Map](ctx, c, http.MethodGet, disk, "/map", nil)

@@ -130,6 +130,20 @@ func (s *Server) routes(api huma.API) {
 		}) (*answer[Disk], error) {
 			return reply(b.RenameDisk(ctx, in.Disk, in.Body))
 		})
+	huma.Register(api, op("disk-quorum", http.MethodPut, "/v1/disks/{disk}/quorum", "Say who decides about a disk"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body SetQuorum
+		}) (*answer[Disk], error) {
+			return reply(b.SetQuorum(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("disk-force", http.MethodPost, "/v1/disks/{disk}/force", "Go on with a disk whose arbiters are gone for good"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body ForceDisk
+		}) (*answer[Disk], error) {
+			return reply(b.ForceDisk(ctx, in.Disk, in.Body))
+		})
 	huma.Register(api, op("disk-map", http.MethodGet, "/v1/disks/{disk}/map", "Where the blocks of a disk lie"),
 		func(ctx context.Context, in *DiskPath) (*answer[Map], error) { return reply(b.DiskMap(ctx, in.Disk)) })
 

@@ -307,6 +307,42 @@ func (f *Fake) ResizeDisk(_ context.Context, disk string, r admin.ResizeDisk) (a
 	})
 }
 
+// SetQuorum says who decides about a disk.
+func (f *Fake) SetQuorum(_ context.Context, disk string, q admin.SetQuorum) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		if q.Mode == admin.QuorumUnsafe && q.AcceptSplitBrain != d.Name {
+			return fmt.Errorf("quorum of disk %s: %w: say --accept-split-brain %s", d.Name, ukai.ErrPermission, d.Name)
+		}
+		d.Quorum = strings.TrimSpace(q.Mode + " " + q.Node)
+		return nil
+	})
+}
+
+// ForceDisk goes on with a disk without its arbiters: those whose nodes are dead must be named.
+func (f *Fake) ForceDisk(_ context.Context, disk string, force admin.ForceDisk) (admin.Disk, error) {
+	dead := map[string]bool{}
+	f.mu.Lock()
+	for _, n := range f.nodes {
+		dead[n.Name] = n.State == admin.NodeDead
+	}
+	f.mu.Unlock()
+	return f.change(disk, func(d *admin.Disk) error {
+		var gone []string
+		for _, a := range d.Arbiters {
+			if dead[a.Node.Name] {
+				gone = append(gone, a.Node.Name)
+			}
+		}
+		if len(gone) <= len(d.Arbiters)/2 {
+			return fmt.Errorf("force disk %s: %w: a majority of its arbiters answers", d.Name, ukai.ErrRejected)
+		}
+		if !slices.Equal(gone, force.Gone) {
+			return fmt.Errorf("force disk %s: %w: name them all: --gone %s", d.Name, ukai.ErrPermission, strings.Join(gone, ","))
+		}
+		return nil
+	})
+}
+
 // RemoveDisk hides a disk.
 func (f *Fake) RemoveDisk(_ context.Context, disk string, r admin.RemoveDisk) (admin.Disk, error) {
 	return f.change(disk, func(d *admin.Disk) error {

@@ -1,0 +1,184 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/admin"
+	"ukai/node/cell"
+	"ukai/node/place"
+)
+
+// SetQuorum implements admin.Backend: it says who decides about a disk, by beginning another instance of its quorum record.
+func (n *Node) SetQuorum(ctx context.Context, disk string, q admin.SetQuorum) (admin.Disk, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	name := d.Name.Value
+	rec, err := n.cells.Read(ctx, d.ID)
+	if err != nil {
+		return admin.Disk{}, fmt.Errorf("quorum of disk %s: %w", name, err)
+	}
+	change := cell.Rearb{Instance: rec.Instance}
+	p := n.people()
+	switch q.Mode {
+	case admin.QuorumMajority:
+		change.Arbiters, _ = place.Arbiters(nodesOf(&rec), p.candidates(), n.mesh.Estimate)
+	case admin.QuorumUnsafe:
+		if q.AcceptSplitBrain != name {
+			return admin.Disk{}, fmt.Errorf("quorum of disk %s: %w: in mode unsafe both sides of a cut may go on, and one side's writes are lost: say --accept-split-brain %s if that is meant", name, ukai.ErrPermission, name)
+		}
+		change.Arbiters, change.Quorum = rec.Arbiters, crdt.UnsafeSurvivor
+		if rec.Quorum == crdt.PreferredNode {
+			change.Arbiters, _ = place.Arbiters(nodesOf(&rec), p.candidates(), n.mesh.Estimate)
+		}
+	case admin.QuorumPreferred:
+		var preferred ukai.NodeID
+		n.mesh.View(func(c *crdt.Catalog) {
+			var found *crdt.Node
+			if found, err = nodeByName(c, q.Node); err == nil {
+				preferred = found.ID
+			}
+		})
+		if err != nil {
+			return admin.Disk{}, fmt.Errorf("quorum of disk %s: %w", name, err)
+		}
+		if !p.alive(preferred) {
+			return admin.Disk{}, fmt.Errorf("quorum of disk %s: %w: node %s does not answer, and nothing can be decided without the preferred node", name, ukai.ErrUnreachable, q.Node)
+		}
+		change.Arbiters, change.Quorum, change.Preferred = []ukai.NodeID{preferred}, crdt.PreferredNode, preferred
+	default:
+		return admin.Disk{}, fmt.Errorf("quorum mode %q: %w: majority, preferred or unsafe", q.Mode, ukai.ErrInvalid)
+	}
+	if len(change.Arbiters) == 0 {
+		return admin.Disk{}, fmt.Errorf("quorum of disk %s: %w: no node is alive that could keep its record", name, ukai.ErrNoQuorum)
+	}
+	if rec.Quorum == change.Quorum && rec.Preferred == change.Preferred && slices.Equal(rec.Arbiters, change.Arbiters) {
+		return n.Disk(ctx, d.ID.String())
+	}
+	if _, err := n.cells.Propose(ctx, d.ID, change); err != nil {
+		return admin.Disk{}, fmt.Errorf("quorum of disk %s: %w", name, err)
+	}
+	level := admin.Fine
+	if change.Quorum == crdt.UnsafeSurvivor {
+		level = admin.Warn
+	}
+	n.events.add(admin.Event{Level: level, Kind: "quorum-set", Disk: name,
+		Text: fmt.Sprintf("disk %s: quorum mode %s, its record is kept by %s", name, q.Mode, strings.Join(refs(p, change.Arbiters), ", "))})
+	return n.Disk(ctx, d.ID.String())
+}
+
+// forceAskTime bounds the search for the newest record among the arbiters that are left.
+const forceAskTime = 3 * time.Second
+
+// ForceDisk implements admin.Backend: the way out when a majority of a disk's arbiters is gone for good. It begins a new lineage of the quorum
+// record on nodes that are alive, from the newest record that can be found.
+func (n *Node) ForceDisk(ctx context.Context, disk string, f admin.ForceDisk) (admin.Disk, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	name := d.Name.Value
+	fail := func(err error) (admin.Disk, error) { return admin.Disk{}, fmt.Errorf("force disk %s: %w", name, err) }
+	if err := n.fit(); err != nil {
+		return fail(err)
+	}
+	rec, err := n.known(d.ID)
+	if err != nil {
+		return fail(err)
+	}
+	p := n.people()
+	rec, silent := n.newestRecord(ctx, rec)
+	if len(rec.Arbiters)-len(silent) > len(rec.Arbiters)/2 {
+		return fail(fmt.Errorf("%w: a majority of its arbiters answers: nothing needs to be forced; attach it", ukai.ErrRejected))
+	}
+	missing := refs(p, silent)
+	gone := slices.Clone(f.Gone)
+	slices.Sort(gone)
+	if rec.Quorum != crdt.UnsafeSurvivor && !slices.Equal(slices.Compact(gone), missing) {
+		return fail(fmt.Errorf("%w: its arbiters %s do not answer; if they are only cut off, or come back later, there will be two disks, and one side's writes are lost. "+
+			"Make sure that they are gone for good, then name them all: --gone %s", ukai.ErrPermission, strings.Join(missing, ", "), strings.Join(missing, ",")))
+	}
+	var replicas []ukai.NodeID
+	for i := range rec.Groups {
+		alive := 0
+		for _, m := range rec.Groups[i].InSync() {
+			if p.alive(m.Node) && !slices.Contains(silent, m.Node) {
+				alive++
+				replicas = append(replicas, m.Node)
+			}
+		}
+		if alive == 0 {
+			return fail(fmt.Errorf("group %d: %w: no node with an in-sync replica answers; there is nothing to go on with", rec.Groups[i].ID, ukai.ErrUnavailable))
+		}
+	}
+	candidates := slices.DeleteFunc(p.candidates(), func(c place.Node) bool { return slices.Contains(silent, c.ID) }) // membership may not know yet
+	arbiters, _ := place.Arbiters(replicas, candidates, n.mesh.Estimate)
+	next, err := cell.Takeover{Fork: ukai.NewNonce(), Node: n.id, Nonce: ukai.NewNonce(), Arbiters: arbiters}.From(rec)
+	if err != nil {
+		return fail(err)
+	}
+	if _, err := n.cells.Force(ctx, next); err != nil {
+		return fail(err)
+	}
+	n.events.add(admin.Event{Level: admin.Critical, Kind: "disk-forced", Disk: name,
+		Text: fmt.Sprintf("disk %s was taken over by force without its arbiters %s; should they come back, there are two histories of it", name, strings.Join(missing, ", "))})
+	return n.Disk(ctx, d.ID.String())
+}
+
+// newestRecord asks the arbiters of a record for a newer one, accepted or committed, and returns the newest and those of its arbiters that
+// have no vote: they do not answer, or know nothing of it. A record that was accepted but never committed is as good as a committed one:
+// whoever it counts as in sync has every acknowledged write that its arbiters know of.
+func (n *Node) newestRecord(ctx context.Context, rec crdt.Record) (crdt.Record, []ukai.NodeID) {
+	ctx, cancel := context.WithTimeout(ctx, forceAskTime)
+	defer cancel()
+	for {
+		replies := n.askArbiters(ctx, rec)
+		var silent []ukai.NodeID
+		newest := rec
+		for i, id := range rec.Arbiters {
+			switch r := replies[i]; {
+			case r.Record == nil:
+				silent = append(silent, id)
+			case r.Record.Version > newest.Version:
+				newest = r.Record.Clone()
+			}
+		}
+		if newest.Instance == rec.Instance {
+			return newest, silent
+		}
+		rec = newest // kept by others by now: ask them
+	}
+}
+
+// askArbiters has every arbiter of a record tell what it accepted last. Where one does not, the reply has no record.
+func (n *Node) askArbiters(ctx context.Context, rec crdt.Record) []cell.Reply {
+	where := cell.Where(rec)
+	replies := make([]cell.Reply, len(rec.Arbiters))
+	var all sync.WaitGroup
+	for i, id := range rec.Arbiters {
+		all.Go(func() {
+			ballot := cell.Ballot{Counter: uint64(time.Now().UnixMilli()), Node: n.id}
+			for ctx.Err() == nil {
+				r, err := n.cells.Send(ctx, id, cell.Request{Kind: cell.Prepare, Disk: rec.Disk, Instance: where.Instance, Fork: where.Fork, Ballot: ballot})
+				if err != nil {
+					return
+				}
+				replies[i] = r
+				if r.Answer != cell.Nacked {
+					return
+				}
+				ballot.Counter = r.Outbid.Counter + 1
+			}
+		})
+	}
+	all.Wait()
+	return replies
+}

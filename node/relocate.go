@@ -1,0 +1,300 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/admin"
+	"ukai/node/cell"
+	"ukai/node/place"
+)
+
+const (
+	// relocateEvery is how often a node looks for disks that are not where their rules want them.
+	relocateEvery = time.Second
+	// maxRelocations bounds the disks that a node relocates at the same time; more wait.
+	maxRelocations = 2
+	// Pauses after a step that failed.
+	minRelocatePause = 2 * time.Second
+	maxRelocatePause = 2 * time.Minute
+)
+
+// settingRepairAfter is the mesh-wide setting that says how long a node may be down before its replicas are made anew elsewhere: a duration,
+// "0" for never.
+const settingRepairAfter = "repair-after"
+
+// relocations is what this node does to bring disks to where their rules want them. The state of a relocation is the disk's record and its
+// rule, which the mesh keeps: whoever looks next goes on with the step that is next.
+type relocations struct {
+	mu      sync.Mutex
+	running map[ukai.DiskID]*relocation
+	failed  map[ukai.DiskID]relocateFailure
+	settled map[ukai.DiskID]settledFor
+}
+
+// settledFor is what a disk was planned for when nothing was to be done. As long as it is all the same there is nothing to plan.
+type settledFor struct {
+	version uint64
+	rule    string
+	nodes   uint64
+}
+
+// relocation is one disk's.
+type relocation struct{ doing string }
+
+// relocateFailure is why a disk's next step was not done, and when to try again.
+type relocateFailure struct {
+	err   error
+	pause time.Duration
+	until time.Time
+}
+
+// relocate runs until the node stops.
+func (n *Node) relocate() {
+	tick := time.NewTicker(relocateEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if n.fit() != nil {
+			continue
+		}
+		n.lookForRelocations()
+	}
+}
+
+// lookForRelocations starts what is to be done and is this node's to do.
+func (n *Node) lookForRelocations() {
+	p := n.people()
+	nodes := p.candidates()
+	facts := n.fingerprint(nodes)
+	mine := map[ukai.DiskID]bool{}
+	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
+		if d.Rule.Value == "" || !n.relocates(p, rec) {
+			return
+		}
+		mine[d.ID] = true
+		seen := settledFor{rec.Version, d.Rule.Value, facts}
+		if !n.relocations.due(d.ID, seen) {
+			return
+		}
+		plan, err := n.plan(d.Rule.Value, rec, nodes)
+		if err == nil && len(plan.Steps) == 0 {
+			n.relocations.rest(d.ID, seen)
+		}
+		if err != nil || len(plan.Steps) == 0 || !n.relocations.begin(d.ID, n.told(p, plan.Steps[0])) {
+			return
+		}
+		if !n.spawn(func() { n.carryOut(d, rec, plan.Steps[0]) }) {
+			n.relocations.end(d.ID, nil)
+		}
+	})
+	n.relocations.keep(mine)
+}
+
+// fingerprint tells apart what plans depend on about nodes, but for their free space, which changes all the time and alone is no reason
+// to move anything.
+func (n *Node) fingerprint(nodes []place.Node) uint64 {
+	repair := n.repairAfter()
+	var h maphash.Hash
+	h.SetSeed(fingerprintSeed)
+	slices.SortFunc(nodes, func(a, b place.Node) int { return slices.Compare(a.ID[:], b.ID[:]) })
+	for _, x := range nodes {
+		long := !x.Alive && repair > 0 && time.Since(x.DownSince) >= repair
+		fmt.Fprintf(&h, "%s %q %s %t %t %t %t %t\n", x.ID, x.Name, x.Labels, x.Witness, x.Drain, x.NoNew, x.Alive, long)
+	}
+	return h.Sum64()
+}
+
+var fingerprintSeed = maphash.MakeSeed()
+
+// relocates says whether a disk's relocation is this node's to do: the holder's, or if nobody holds it that of the first node, by id, with an
+// in-sync replica.
+func (n *Node) relocates(p people, rec crdt.Record) bool {
+	switch rec.Phase {
+	case crdt.PhaseActive:
+		return rec.Holder == n.id
+	case crdt.PhaseReleased:
+		first := ukai.NodeID{}
+		for i := range rec.Groups {
+			for _, m := range rec.Groups[i].InSync() {
+				if p.alive(m.Node) && (first.IsZero() || slices.Compare(m.Node[:], first[:]) < 0) {
+					first = m.Node
+				}
+			}
+		}
+		return first == n.id
+	}
+	return false // being taken over, or deleted
+}
+
+// plan plans a disk's relocation.
+func (n *Node) plan(rule string, rec crdt.Record, nodes []place.Node) (place.Plan, error) {
+	parsed, err := place.ParseText(rule)
+	if err != nil {
+		return place.Plan{}, err
+	}
+	in := place.Input{Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter()}
+	for _, bytes := range n.replicas.Allocated(rec.Disk) {
+		in.Allocated = max(in.Allocated, bytes)
+	}
+	return place.Relocate(in)
+}
+
+// repairAfter returns the mesh's setting as place.Input wants it.
+func (n *Node) repairAfter() time.Duration {
+	var text string
+	n.mesh.View(func(c *crdt.Catalog) { text, _ = c.Setting(settingRepairAfter) })
+	switch d, err := time.ParseDuration(text); {
+	case text == "" || err != nil:
+		return place.DefaultRepairAfter
+	case d <= 0:
+		return -1
+	default:
+		return d
+	}
+}
+
+// told puts a step into words.
+func (n *Node) told(p people, s place.Step) string {
+	switch s.Kind {
+	case place.AddReplica:
+		return fmt.Sprintf("a replica is made on %s", p.ref(s.Node))
+	case place.DropReplica:
+		return fmt.Sprintf("the replica on %s is dropped: %s", p.ref(s.Node), s.Why)
+	case place.SetMinSync:
+		return fmt.Sprintf("writes go on with %d replicas in sync", s.MinSync)
+	}
+	return fmt.Sprintf("the quorum record moves to %s: %s", strings.Join(refs(p, s.Arbiters), ", "), s.Why)
+}
+
+func refs(p people, ids []ukai.NodeID) []string {
+	var list []string
+	for _, id := range ids {
+		list = append(list, p.ref(id).String())
+	}
+	slices.Sort(list)
+	return list
+}
+
+// carryOut does one step.
+func (n *Node) carryOut(d *crdt.Disk, rec crdt.Record, s place.Step) {
+	what := n.told(n.people(), s)
+	n.log.Info("relocation", "disk", d.Name.Value, "step", what)
+	err := n.step(n.ctx, d, rec, s)
+	pause := n.relocations.end(d.ID, err)
+	switch {
+	case n.ctx.Err() != nil:
+	case err == nil:
+		n.events.add(admin.Event{Level: admin.Fine, Kind: "relocation-step", Disk: d.Name.Value, Node: hearsay{n}.NodeName(s.Node), Text: fmt.Sprintf("disk %s: done: %s", d.Name.Value, what)})
+	case errors.Is(err, ukai.ErrHeld), errors.Is(err, ukai.ErrRejected), errors.Is(err, ukai.ErrNotAttached):
+		n.log.Info("relocation, once more", "disk", d.Name.Value, "step", what, "why", err) // somebody else holds the disk now, or changed its record
+	default:
+		n.events.add(admin.Event{Level: admin.Warn, Kind: "relocation-failed", Disk: d.Name.Value, Node: hearsay{n}.NodeName(s.Node),
+			Text: fmt.Sprintf("disk %s: not done, tried again in %v: %s: %v", d.Name.Value, pause.Round(time.Second), what, err)})
+	}
+}
+
+func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.Step) error {
+	disk := n.host.Disk(d.ID, d.Name.Value)
+	switch s.Kind {
+	case place.AddReplica:
+		m := crdt.Member{Replica: ukai.NewReplicaID(), Node: s.Node}
+		if err := n.makeReplica(ctx, rec, m); err != nil {
+			return err
+		}
+		// It is filled by the disk's holder, like one that returns. If the outcome is not known the empty replica stays: the record may name it.
+		err := disk.AddReplica(ctx, s.Group, m.Replica, m.Node)
+		if errors.Is(err, ukai.ErrRejected) || errors.Is(err, ukai.ErrNoQuorum) || errors.Is(err, ukai.ErrHeld) {
+			err = errors.Join(err, n.unmakeReplica(ctx, rec.Disk, m))
+		}
+		return err
+	case place.DropReplica:
+		return disk.Drop(ctx, s.Group, s.Replica)
+	case place.SetMinSync:
+		_, err := n.cells.Propose(ctx, d.ID, cell.Safety{Version: rec.Version, MinSync: s.MinSync, OnLoss: rec.OnLoss, Ack: rec.Ack})
+		return err
+	}
+	_, err := n.cells.Propose(ctx, d.ID, cell.Rearb{Instance: rec.Instance, Arbiters: s.Arbiters, Quorum: rec.Quorum, Preferred: rec.Preferred})
+	return err
+}
+
+// due says whether it is to be looked what a disk's next step is.
+func (r *relocations) due(disk ukai.DiskID, seen settledFor) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.running[disk] == nil && r.settled[disk] != seen && !time.Now().Before(r.failed[disk].until)
+}
+
+// rest notes that there is nothing to be done.
+func (r *relocations) rest(disk ukai.DiskID, seen settledFor) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.settled == nil {
+		r.settled = map[ukai.DiskID]settledFor{}
+	}
+	r.settled[disk] = seen
+	delete(r.failed, disk)
+}
+
+// begin notes that a step begins, if there is room.
+func (r *relocations) begin(disk ukai.DiskID, doing string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running == nil {
+		r.running, r.failed = map[ukai.DiskID]*relocation{}, map[ukai.DiskID]relocateFailure{}
+	}
+	if r.running[disk] != nil || len(r.running) >= maxRelocations {
+		return false
+	}
+	r.running[disk] = &relocation{doing: doing}
+	return true
+}
+
+// end notes the outcome of a step, and returns how long the next is put off.
+func (r *relocations) end(disk ukai.DiskID, err error) (pause time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.running, disk)
+	if err == nil {
+		delete(r.failed, disk)
+		return 0
+	}
+	pause = min(max(2*r.failed[disk].pause, minRelocatePause), maxRelocatePause)
+	r.failed[disk] = relocateFailure{err: err, pause: pause, until: time.Now().Add(pause/2 + rand.N(pause/2))}
+	return pause
+}
+
+// keep forgets what is known of disks that are not this node's to relocate any more.
+func (r *relocations) keep(mine map[ukai.DiskID]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.failed, func(id ukai.DiskID, _ relocateFailure) bool { return !mine[id] })
+	maps.DeleteFunc(r.settled, func(id ukai.DiskID, _ settledFor) bool { return !mine[id] })
+}
+
+// doing says what is done about a disk here now, or why nothing is.
+func (r *relocations) doing(disk ukai.DiskID) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if x := r.running[disk]; x != nil {
+		return x.doing
+	}
+	if f := r.failed[disk]; f.err != nil {
+		return fmt.Sprintf("tried again at %s, the last try: %v", f.until.UTC().Format(time.TimeOnly), f.err)
+	}
+	return ""
+}

@@ -1,0 +1,88 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/admin"
+	"ukai/node/volume"
+)
+
+// maintainPause is how long a disk that nobody holds is left alone after an attempt to bring its replicas back. It is also how often a replica
+// whose node lives and that cannot be brought back is tried.
+const maintainPause = 30 * time.Second
+
+// maintain has the replicas of disks that nobody holds brought back: by the first node, by id, that has one in sync.
+func (n *Node) maintain() {
+	tick := time.NewTicker(relocateEvery)
+	defer tick.Stop()
+	rest := map[ukai.DiskID]time.Time{} // not before
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if n.fit() != nil {
+			continue
+		}
+		p := n.people()
+		seen := map[ukai.DiskID]bool{}
+		n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
+			if rec.Phase != crdt.PhaseReleased || !returnable(p, rec) || !n.relocates(p, rec) {
+				return
+			}
+			seen[d.ID] = true
+			if time.Now().Before(rest[d.ID]) {
+				return
+			}
+			rest[d.ID] = time.Now().Add(maintainPause)
+			n.spawn(func() { n.bringBack(d) })
+		})
+		for id := range rest {
+			if !seen[id] {
+				delete(rest, id)
+			}
+		}
+	}
+}
+
+// returnable says whether a replica is not in sync although its node lives.
+func returnable(p people, rec crdt.Record) bool {
+	for i := range rec.Groups {
+		for _, m := range rec.Groups[i].Members {
+			if (m.Role == crdt.Out || m.Role == crdt.Syncing) && p.alive(m.Node) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (n *Node) bringBack(d *crdt.Disk) {
+	err := n.host.Disk(d.ID, d.Name.Value).Maintain(n.ctx)
+	if err != nil && !errors.Is(err, ukai.ErrHeld) && !errors.Is(err, ukai.ErrNotAttached) && !errors.Is(err, context.Canceled) {
+		n.log.Warn("replicas cannot be brought back now; this is tried again", "disk", d.Name.Value, "err", err)
+	}
+}
+
+// replicaEvent tells what happened to a replica of a disk held here. It does not block.
+func (n *Node) replicaEvent(e volume.Event) {
+	node := hearsay{n}.NodeName(e.Node)
+	ev := admin.Event{Level: admin.Fine, Node: node, Disk: e.Name}
+	switch e.Kind {
+	case volume.Dropped:
+		return // told by all nodes, when they hear of the record
+	case volume.Joined:
+		ev.Kind, ev.Text = "replica-syncing", fmt.Sprintf("the replica of %s on %s is being brought up to date", e.Name, node)
+	case volume.Resynced:
+		ev.Kind, ev.Text = "replica-in-sync", fmt.Sprintf("the replica of %s on %s is in sync again: %d bytes copied in %v", e.Name, node, e.Bytes, e.Took.Round(time.Millisecond))
+	case volume.ResyncFailed:
+		ev.Level, ev.Kind, ev.Text = admin.Warn, "resync-failed", fmt.Sprintf("the replica of %s on %s is not brought up to date: %s", e.Name, node, e.Why)
+	}
+	n.events.add(ev)
+}

@@ -1,0 +1,209 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"ukai"
+	"ukai/node/admin"
+)
+
+// locations returns "NODE role" of a disk's replicas as a node knows them.
+func locations(n *Node, disk string) ([]string, error) {
+	d, err := n.Disk(context.Background(), disk)
+	var list []string
+	for _, r := range d.Replicas {
+		list = append(list, r.Node.Name+" "+string(r.Role))
+	}
+	slices.Sort(list)
+	return list, err
+}
+
+func (m *Mesh) awaitLocations(at *Node, disk string, want ...string) time.Duration {
+	m.T.Helper()
+	return m.Await(fmt.Sprintf("%s is on %v", disk, want), func() error {
+		got, err := locations(at, disk)
+		if err == nil && !slices.Equal(got, want) {
+			err = fmt.Errorf("it is on %v", got)
+		}
+		return err
+	})
+}
+
+func TestAReplicaThatCrashedIsInSyncAgainAndCarriesTheDiskAlone(t *testing.T) {
+	for _, attached := range []bool{true, false} {
+		t.Run(fmt.Sprint("attached=", attached), func(t *testing.T) {
+			bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+				m.Create("vm1", 8<<20, "dc=tokyo:2")
+				ctx := context.Background()
+				t1, t2 := m.Nodes["t1"], m.Nodes["t2"]
+				d := t1.Volume("vm1")
+				if err := d.Attach(ctx); err != nil {
+					t.Fatal(err)
+				}
+				want := pattern(1, 8<<20)
+				write := func(from, to int) {
+					for off := from; off < to; off += 256 << 10 {
+						if _, err := d.WriteAt(ctx, want[off:off+256<<10], int64(off)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				write(0, 8<<20)
+				t2.PowerCut()
+				copy(want[1<<20:], pattern(2, 1<<20))
+				write(1<<20, 2<<20)
+				if !attached {
+					if err := d.Detach(ctx); err != nil {
+						t.Fatal(err)
+					}
+				}
+				t2.Boot()
+				m.awaitLocations(t1, "vm1", "t1 in sync", "t2 in sync")
+				if !attached {
+					m.Await("the disk is let go", func() error {
+						info, err := t1.Disk(ctx, "vm1")
+						if err == nil && info.Holder != nil {
+							err = fmt.Errorf("held by %v", info.Holder)
+						}
+						return err
+					})
+				}
+				t1.Crash()
+				m.Await("t2 takes over", func() error { return t2.Volume("vm1").Attach(ctx) })
+				same(t, t2, "vm1", want)
+				if err := t2.Volume("vm1").Detach(ctx); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
+func TestADiskMovesToItsNewRuleUnderIOAndLeavesNothingBehind(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+		m.Create("vm1", 8<<20, "dc=tokyo:2")
+		ctx := context.Background()
+		t1, o1 := m.Nodes["t1"], m.Nodes["o1"]
+		d := t1.Volume("vm1")
+		if err := d.Attach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		want := pattern(1, 8<<20)
+		i := 0
+		write := func() {
+			off := (i * 37 % 256) * 32 << 10
+			copy(want[off:], pattern(uint64(i), 32<<10))
+			if _, err := d.WriteAt(ctx, want[off:off+32<<10], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+			i++
+		}
+		for i < 300 {
+			write()
+		}
+		plan, err := o1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:2"}}, DryRun: true})
+		if err != nil || len(plan.Steps) < 4 {
+			t.Fatalf("%v: steps %+v", err, plan.Steps)
+		}
+		if _, err := o1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:2"}}}); err != nil {
+			t.Fatal(err)
+		}
+		m.Await("the disk is in osaka", func() error {
+			write()
+			got, err := locations(t1, "vm1")
+			inSync := 0
+			for _, l := range got {
+				if l[3:] == string(admin.InSync) {
+					inSync++
+				}
+			}
+			if inSync < 2 {
+				t.Fatalf("%d copies in sync: %v", inSync, got)
+			}
+			if err == nil && !slices.Equal(got, []string{"o1 in sync", "o2 in sync"}) {
+				err = fmt.Errorf("it is on %v", got)
+			}
+			return err
+		})
+		m.Await("the arbiters have followed", func() error {
+			if got := arbiters(t, t1, "vm1"); slices.Contains(got, "t1") || slices.Contains(got, "t2") {
+				return fmt.Errorf("arbiters %v", got)
+			}
+			return nil
+		})
+		write()
+		if err := d.Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		if left := len(t1.Store.Replicas()) + len(m.Nodes["t2"].Store.Replicas()); left > 0 {
+			t.Errorf("%d replicas are left in tokyo", left)
+		}
+		for _, name := range []string{"t1", "t2"} {
+			m.Nodes[name].Crash()
+		}
+		same(t, o1, "vm1", want)
+	})
+}
+
+func TestAReplicaOnANodeThatIsDownForLongIsMadeAnewElsewhere(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", 4<<20, "dc=tokyo:2")
+		ctx := context.Background()
+		before, err := locations(m.Nodes["w1"], "vm1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		keep, lose := m.Nodes[before[0][:2]], m.Nodes[before[1][:2]]
+		spare := "t1"
+		for _, l := range []string{"t2", "t3"} {
+			if keep.Name != l && lose.Name != l {
+				spare = l
+			}
+		}
+		d := keep.Volume("vm1")
+		want := pattern(5, 4<<20)
+		if err := d.Attach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.WriteAt(ctx, want[:1<<20], 0); err != nil {
+			t.Fatal(err)
+		}
+		lose.Crash()
+		for off := 1 << 20; off < len(want); off += 1 << 20 {
+			if _, err := d.WriteAt(ctx, want[off:off+1<<20], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(8 * time.Minute)
+		if got, _ := locations(keep, "vm1"); len(got) != 2 {
+			t.Fatalf("replaced too early: %v", got)
+		}
+		expect := []string{keep.Name + " in sync", spare + " in sync"}
+		slices.Sort(expect)
+		m.awaitLocations(keep, "vm1", expect...)
+		if err := d.Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		lose.Boot() // its copy is old, and nobody's any more
+		m.AwaitWhole()
+		same(t, lose, "vm1", want)
+	})
+}
+
+func TestARuleThatCannotBeMetIsRefusedWithReasons(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", 4<<20, "dc=tokyo:2")
+		_, err := m.Nodes["t1"].PlaceDisk(context.Background(), "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:2"}}})
+		var refusal *admin.Refusal
+		if !errors.Is(err, ukai.ErrUnmet) || !errors.As(err, &refusal) || len(refusal.Reasons) != 3 {
+			t.Fatalf("%v, reasons %+v", err, refusal)
+		}
+	})
+}
