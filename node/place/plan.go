@@ -322,7 +322,7 @@ func (p *Plan) arbiters(in Input) {
 	if len(gone) == 0 {
 		old, top = e.score(now), e.score(best)
 	}
-	why := ""
+	var why string
 	switch {
 	case len(gone) > 0:
 		why = strings.Join(gone, ", ") + " cannot keep it any more"

@@ -61,7 +61,7 @@ func openBadger(dir string, log *slog.Logger) (*badgerDB, error) {
 	opt.ValueLogFileSize = 1 << 20
 	db, err := badger.Open(opt)
 	if err != nil {
-		return nil, fmt.Errorf("database %s: %w: %v: put it back from a backup, or move the data directory away and let the node start anew",
+		return nil, fmt.Errorf("database %s: %w: %w: put it back from a backup, or move the data directory away and let the node start anew",
 			dir, ukai.ErrCorrupt, err)
 	}
 	b := &badgerDB{db: db, dir: dir}
@@ -118,7 +118,7 @@ func (b *badgerDB) get(key string) (v []byte, err error) {
 		return nil, ukai.ErrNotFound
 	}
 	if err != nil {
-		return nil, fmt.Errorf("database %s: %w: %v", b.dir, ukai.ErrMedia, err)
+		return nil, fmt.Errorf("database %s: %w: %w", b.dir, ukai.ErrMedia, err)
 	}
 	return v, nil
 }
@@ -177,7 +177,7 @@ func (b *badgerDB) scan(prefix string, f func(k string, v []byte) error) error {
 			item := it.Item()
 			v, err := item.ValueCopy([]byte{})
 			if err != nil {
-				return fmt.Errorf("database %s: key %q: %w: %v", b.dir, clip(item.Key()), ukai.ErrMedia, err)
+				return fmt.Errorf("database %s: key %q: %w: %w", b.dir, clip(item.Key()), ukai.ErrMedia, err)
 			}
 			if err := f(string(item.Key()), v); err != nil {
 				return err
@@ -193,7 +193,7 @@ func (b *badgerDB) close() error {
 		err = errors.Join(err, b.active.Close())
 	}
 	if err != nil {
-		return fmt.Errorf("close database %s: %w: %v", b.dir, ukai.ErrMedia, err)
+		return fmt.Errorf("close database %s: %w: %w", b.dir, ukai.ErrMedia, err)
 	}
 	return nil
 }

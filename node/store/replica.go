@@ -276,7 +276,7 @@ func (r *replica) markClean() error {
 // breakWith makes err the fate of the replica, and notes it where the next process sees it. It returns the first error
 // that broke it.
 func (r *replica) breakWith(err error) error {
-	if first := r.failed.set(err); first != err {
+	if first := r.failed.set(err); first != err { //nolint:errorlint // this very error, not one like it
 		return first
 	}
 	r.store.log.Error("replica is broken", "disk", r.key.disk, "replica", r.key.rid, "err", err)
