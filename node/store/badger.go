@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -61,7 +62,14 @@ func openBadger(dir string, log *slog.Logger) (*badgerDB, error) {
 	opt.ValueLogFileSize = 1 << 20
 	db, err := badger.Open(opt)
 	if err != nil {
-		return nil, fmt.Errorf("database %s: %w: %w: put it back from a backup, or move the data directory away and let the node start anew",
+		switch {
+		case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+			return nil, fmt.Errorf("database %s: %w: %w", dir, ukai.ErrNoSpace, err)
+		case errors.As(err, new(syscall.Errno)): // what is there may be whole
+			return nil, fmt.Errorf("database %s: %w: %w", dir, ukai.ErrMedia, err)
+		}
+		// Not "put it back from a backup": old promises and fences are worse than none.
+		return nil, fmt.Errorf("database %s: %w: %w: if it is damaged, move the data directory away and let the node start anew, as a new node",
 			dir, ukai.ErrCorrupt, err)
 	}
 	b := &badgerDB{db: db, dir: dir}

@@ -82,8 +82,8 @@ func (d *dataDir) prepare() error {
 	case errors.Is(err, fs.ErrNotExist):
 		for _, dir := range []string{d.db(), d.replicas()} {
 			if names, err := os.ReadDir(dir); err == nil && len(names) > 0 {
-				return fmt.Errorf("data directory %s: %w: %s is not empty but the file format is missing: put it back from a backup, or use an empty directory",
-					d.path, ukai.ErrCorrupt, dir)
+				return fmt.Errorf("data directory %s: %w: %s is not empty but the file format is missing: use an empty directory, or, if only that file was lost, write %q into it",
+					d.path, ukai.ErrCorrupt, dir, formatPrefix+strconv.Itoa(formatVersion))
 			}
 		}
 		if err := writeDurably(name, fmt.Sprintf("%s%d\n", formatPrefix, formatVersion)); err != nil {
@@ -111,7 +111,7 @@ func checkFormat(path string, text []byte) error {
 	rest, ok := strings.CutPrefix(strings.TrimSpace(string(text)), formatPrefix)
 	version, err := strconv.Atoi(rest)
 	if !ok || err != nil || version < 1 {
-		return fmt.Errorf("data directory %s: %w: the file format says %q, expected %q: put it back from a backup",
+		return fmt.Errorf("data directory %s: %w: the file format says %q, expected %q",
 			path, ukai.ErrCorrupt, clip(text), formatPrefix+strconv.Itoa(formatVersion))
 	}
 	if version > formatVersion {

@@ -144,3 +144,36 @@ func TestSpaceReserveOfAFileSystem(t *testing.T) {
 	testSpaceReserve(t, s, r)
 	must(t, s.Close())
 }
+
+// The database writes through memory maps: where there is no room for a page, the process would end with SIGBUS.
+func TestFullFileSystemIsSaidAtStart(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size=64m"); err != nil {
+		t.Skipf("mount tmpfs: %v", err)
+	}
+	defer func() { must(t, unix.Unmount(dir, 0)) }()
+	cfg := store.Config{Dir: dir, ReserveBytes: 24 << 20}
+	s, err := store.Open(cfg)
+	must(t, err)
+	must(t, s.Put(context.Background(), true, store.KV{K: "k", V: []byte("v")}))
+	must(t, s.Close())
+	fill := filepath.Join(dir, "fill")
+	f, err := os.Create(fill)
+	must(t, err)
+	for zeros := make([]byte, 64<<10); err == nil; {
+		_, err = f.Write(zeros)
+	}
+	want(t, err, unix.ENOSPC)
+	must(t, f.Close())
+	_, err = store.Open(cfg)
+	want(t, err, ukai.ErrNoSpace)
+	must(t, os.Remove(fill))
+	s, err = store.Open(cfg)
+	must(t, err)
+	v, err := s.Get("k")
+	must(t, err)
+	if string(v) != "v" {
+		t.Errorf("the key holds %q", v)
+	}
+	must(t, s.Close())
+}

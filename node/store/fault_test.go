@@ -148,6 +148,61 @@ func TestFailedWriteBreaksButNotForLackOfSpace(t *testing.T) {
 	}
 }
 
+// A file system has a largest file: a disk that shall grow beyond it keeps what it has, on every replica.
+func TestSizeThatTheFileSystemCannotHoldBreaksNothing(t *testing.T) {
+	m, disk, r, f := newFaulty(t, store.MemConfig{})
+	must(t, r.WriteAt([]byte("data"), 0))
+	f.arm(failing(store.OpTruncate, syscall.EFBIG))
+	want(t, r.Resize(context.Background(), 2*replicaBytes), ukai.ErrUnsupported)
+	f.disarm()
+	if r.Size() != replicaBytes {
+		t.Errorf("the replica has %d bytes", r.Size())
+	}
+	must(t, r.WriteAt([]byte("more"), 4))
+	must(t, r.Close())
+	m.Restart()
+	r, err := m.OpenReplica(disk, 1)
+	must(t, err)
+	p := make([]byte, 8)
+	must(t, r.ReadAt(p, 0))
+	if string(p) != "datamore" {
+		t.Errorf("read %q", p)
+	}
+	must(t, m.Close())
+}
+
+// The stamps of a disk of 16 TiB are 4 million keys. Each batch of deletions may cost a scan of its own only if that scan does not
+// walk over what was deleted before.
+func TestRemoveScansStampsOnce(t *testing.T) {
+	m, disk, r, f := newFaulty(t, store.MemConfig{})
+	ctx := context.Background()
+	must(t, r.Resize(ctx, 3*store.MaxBatchKeys<<20))
+	must(t, r.Raise(ctx, 0, 3*store.MaxBatchKeys-1, ukai.BlockStamp{Epoch: 1}))
+	must(t, r.Close())
+	gets, puts := 0, 0
+	f.arm(func(op store.Op) error {
+		switch op.Kind {
+		case store.OpGet:
+			gets++
+		case store.OpPut:
+			puts++
+		}
+		return nil
+	})
+	must(t, m.Remove(ctx, disk, 1))
+	if gets != 1 || puts != 5 { // the header twice, the stamps in three batches
+		t.Errorf("removal scanned %d times and wrote %d batches", gets, puts)
+	}
+	f.disarm()
+	must(t, m.Create(ctx, disk, 1, store.ReplicaConfig{Size: replicaBytes, BlockSize: 1 << 20}))
+	r, err := m.OpenReplica(disk, 1)
+	must(t, err)
+	if left := r.Newer(ukai.BlockStamp{}); len(left) > 0 {
+		t.Errorf("%d stamps are left", len(left))
+	}
+	must(t, m.Close())
+}
+
 func TestFailedReadBreaksNothing(t *testing.T) {
 	m, _, r, f := newFaulty(t, store.MemConfig{})
 	p := make([]byte, 512)

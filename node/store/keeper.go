@@ -87,27 +87,23 @@ func (k *keeper) scan(prefix string, f func(k string, v []byte) error) error {
 	return k.db.scan(prefix, f)
 }
 
-// deleteAll deletes the keys with a prefix, in batches: a crash may leave the later ones.
+// deleteAll deletes the keys with a prefix, in batches: a crash may leave the later ones. It scans once: to begin anew
+// after each batch would walk over all that was deleted before, which takes hours for the stamps of a large disk.
 func (k *keeper) deleteAll(ctx context.Context, prefix string) error {
-	for {
-		var kvs []KV
-		err := k.scan(prefix, func(key string, _ []byte) error {
-			kvs = append(kvs, KV{K: key})
-			if len(kvs) == MaxBatchKeys {
-				return errEnough
-			}
-			return nil
-		})
-		if err != nil && !errors.Is(err, errEnough) {
-			return err
-		}
-		if len(kvs) == 0 {
+	kvs := make([]KV, 0, MaxBatchKeys)
+	err := k.scan(prefix, func(key string, _ []byte) error {
+		kvs = append(kvs, KV{K: key})
+		if len(kvs) < MaxBatchKeys {
 			return nil
 		}
-		if err := k.put(ctx, false, true, kvs); err != nil {
-			return err
-		}
+		err := k.put(ctx, false, true, kvs)
+		kvs = kvs[:0]
+		return err
+	})
+	if err != nil || len(kvs) == 0 {
+		return err
 	}
+	return k.put(ctx, false, true, kvs)
 }
 
 func (k *keeper) close() error {
@@ -148,6 +144,3 @@ func (k *keeper) breakWith(doing string, err error) error {
 }
 
 func errStoreClosed() error { return fmt.Errorf("store: %w", ukai.ErrClosed) }
-
-// errEnough ends a scan early.
-var errEnough = errors.New("enough")

@@ -83,6 +83,9 @@ func mediaError(doing string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		sentinel = ukai.ErrNoSpace
+	case errors.Is(err, syscall.EFBIG):
+		// Nothing is wrong with the device: ext4 for one takes no file of 16 TiB.
+		sentinel = ukai.ErrUnsupported
 	case errors.Is(err, fs.ErrClosed):
 		sentinel = ukai.ErrClosed
 	case errors.Is(err, ukai.ErrClosed), errors.Is(err, ukai.ErrMedia), errors.Is(err, ukai.ErrNoSpace):

@@ -17,6 +17,9 @@ const (
 	// keyReserve is what must be free for the database to take new keys: room for its logs and for a compaction,
 	// which it writes through memory maps, where a full file system would end the process (SIGBUS).
 	keyReserve = 64 << 20
+	// openFree is what must be free for the database to be opened: it begins a log, and writes what the last one held as
+	// a table, both through memory maps.
+	openFree = 2 * memtableBytes
 )
 
 // spaceGauge knows about how much is free, without asking the file system for every write.

@@ -84,11 +84,16 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	files := dirFiles{dir.replicas()}
+	if _, free, err := files.space(); err == nil && free < openFree {
+		return nil, errors.Join(fmt.Errorf("data directory %s: %w: %d MiB free, the database needs %d MiB to be opened: free space there",
+			dir.path, ukai.ErrNoSpace, free>>20, int64(openFree)>>20), dir.release())
+	}
 	db, err := openBadger(dir.db(), cfg.Log)
 	if err != nil {
 		return nil, errors.Join(err, dir.release())
 	}
-	s, err := newStore(cfg, db, dirFiles{dir.replicas()}, dir.release)
+	s, err := newStore(cfg, db, files, dir.release)
 	if err != nil {
 		return nil, errors.Join(err, db.close(), dir.release())
 	}
@@ -158,7 +163,9 @@ func (s *Store) load() error {
 	for _, k := range unfinished {
 		s.log.Info("removing a replica whose creation or removal was interrupted", "disk", k.disk, "replica", k.rid)
 		if err := s.erase(context.Background(), k); err != nil {
-			return err
+			// It stays unfinished, and its space taken; the other replicas are none the worse for it.
+			s.log.Error("a replica cannot be removed: this is tried again at the next start", "disk", k.disk, "replica", k.rid, "err", err)
+			continue
 		}
 		delete(s.replicas, k)
 	}
