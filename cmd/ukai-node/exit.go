@@ -3,13 +3,15 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"ukai"
 )
 
-// Exit codes. They are documented in exitHelp.
+// Exit codes. exitCodes documents them.
 const (
 	exitOK          = 0
 	exitError       = 1
@@ -21,18 +23,30 @@ const (
 	exitInterrupted = 130
 )
 
-// exitHelp documents the exit codes.
-const exitHelp = `| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | an error; doctor: something is not as it should be |
-| 2 | the command line, the configuration or a value in them is wrong |
-| 3 | the node cannot be reached |
-| 4 | refused: the rule cannot be met, the name is taken, the disk is attached, there is no space, ... The text says why, for each node considered |
-| 5 | there is no such disk or node |
-| 6 | no answer in time, or the outcome is not known: look before you try again |
-| 130 | interrupted |
-`
+// exitCodes tells what each exit code means, for the help text and COMMANDS.md.
+var exitCodes = []struct {
+	code    int
+	meaning string
+}{
+	{exitOK, "done"},
+	{exitError, "an error; doctor: something is not as it should be"},
+	{exitUsage, "the command line, the configuration or a value in them is wrong"},
+	{exitUnreachable, "the node cannot be reached"},
+	{exitRefused, "refused: the rule cannot be met, the name is taken, the disk is attached, there is no space; the text says why"},
+	{exitNotFound, "there is no such disk or node"},
+	{exitInDoubt, "no answer in time, or the outcome is not known: look before you try again"},
+	{exitInterrupted, "interrupted"},
+}
+
+// exitHelp is exitCodes as text.
+func exitHelp() string {
+	var b strings.Builder
+	b.WriteString("Exit codes:")
+	for _, e := range exitCodes {
+		fmt.Fprintf(&b, "\n  %-3d  %s", e.code, e.meaning)
+	}
+	return b.String()
+}
 
 // usageError is a command line that cannot be understood.
 type usageError struct{ error }
