@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -82,14 +81,8 @@ type Mount struct {
 // removed before; anything else that is in the way is an error that says what.
 func Open(cfg Config) (*Mount, error) {
 	cfg = cfg.withDefaults()
-	if err := CheckSupport(); err != nil {
-		return nil, err
-	}
-	dir, err := filepath.Abs(cfg.Dir)
+	dir, err := check(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("mount directory %q: %w", cfg.Dir, err)
-	}
-	if dir, err = prepare(dir, cfg.Log, 0); err != nil {
 		return nil, err
 	}
 	m := &Mount{dir: dir, done: make(chan struct{})}
@@ -100,7 +93,7 @@ func Open(cfg Config) (*Mount, error) {
 	if err != nil {
 		m.end()
 		_ = removeDead(dir, cfg.Log) // if it came to a mount that nobody serves; the error that counts is err
-		return nil, fmt.Errorf("mount on %s: %w%s", dir, err, mountHint(cfg, err))
+		return nil, fmt.Errorf("mount on %s: %w%s", dir, err, mountHint(err))
 	}
 	m.fs.news = newNews(m.server, m.fs)
 	go m.serve()

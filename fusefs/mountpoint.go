@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,13 +50,44 @@ func CheckSupport() error {
 	return nil
 }
 
+// fuseConf is where an administrator says what users may do with FUSE.
+const fuseConf = "/etc/fuse.conf"
+
+// checkOthers says why other users cannot be let in, or nil. fusermount3 would say so, but only once the node is up.
+func checkOthers(cfg Config) error {
+	if os.Geteuid() == 0 || !cfg.AllowOther {
+		return nil
+	}
+	b, err := os.ReadFile(fuseConf)
+	if err == nil && slices.Contains(strings.Fields(string(b)), "user_allow_other") {
+		return nil
+	}
+	return fmt.Errorf("mount directory %s: %w: letting other users in takes root, or a line user_allow_other in %s", cfg.Dir, ukai.ErrPermission, fuseConf)
+}
+
+// Check says why cfg could not be mounted, as far as that is known beforehand, or nil. It makes the directory and takes away a mount on
+// it whose daemon has died.
+func Check(cfg Config) error {
+	_, err := check(cfg.withDefaults())
+	return err
+}
+
+// check is Check; it returns the directory without symbolic links.
+func check(cfg Config) (string, error) {
+	if err := errors.Join(CheckSupport(), checkOthers(cfg)); err != nil {
+		return "", err
+	}
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return "", fmt.Errorf("mount directory %q: %w", cfg.Dir, err)
+	}
+	return prepare(dir, cfg.Log, 0)
+}
+
 // mountHint says what may help against err.
-func mountHint(cfg Config, err error) string {
-	switch {
-	case os.Geteuid() == 0 && errors.Is(err, unix.EPERM):
+func mountHint(err error) string {
+	if os.Geteuid() == 0 && errors.Is(err, unix.EPERM) {
 		return ": mounting takes CAP_SYS_ADMIN; in a container pass --cap-add SYS_ADMIN"
-	case os.Geteuid() != 0 && cfg.AllowOther:
-		return ": to let other users in without being root, write user_allow_other into /etc/fuse.conf"
 	}
 	return ""
 }

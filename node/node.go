@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"ukai"
@@ -59,9 +60,11 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 		}
 	}()
 	if n.store == nil {
-		if n.store, err = store.Open(store.Config{Dir: cfg.DataDir, ReserveBytes: cfg.Reserve, Log: cfg.Log}); err != nil {
+		opened, err := store.Open(store.Config{Dir: cfg.DataDir, ReserveBytes: cfg.Reserve, Log: cfg.Log})
+		if err != nil {
 			return n, err
 		}
+		n.store = opened // not before: a nil *store.Store in an interface is not nil
 	}
 	identity, boot, err := identify(ctx, n.store)
 	if err != nil {
@@ -111,11 +114,16 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 func listen(addr string) (net.PacketConn, error) {
 	udp, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("listen address %q: %w: write host:port or :port: %w", addr, ukai.ErrInvalid, err)
+		return nil, fmt.Errorf("listen address %q: %w: %w; write an address of this machine with a port, or :PORT for all", addr, ukai.ErrInvalid, err)
 	}
 	conn, err := net.ListenUDP("udp", udp)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w; is another node running on this port?", addr, err)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("listen on UDP %s: %w: another program, perhaps another node, has this port: stop it or give another --listen", addr, ukai.ErrLocked)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("listen on UDP %s: %w: this machine does not have the address: give one of its own, or :PORT for all", addr, ukai.ErrInvalid)
+	case err != nil:
+		return nil, fmt.Errorf("listen on UDP %s: %w; give another --listen", addr, err)
 	}
 	return conn, nil
 }

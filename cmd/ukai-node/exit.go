@@ -70,7 +70,7 @@ func exitCode(err error) int {
 	case in(ukai.ErrInDoubt, ukai.ErrTimeout, context.DeadlineExceeded):
 		return exitInDoubt
 	case in(ukai.ErrUnmet, ukai.ErrExists, ukai.ErrHeld, ukai.ErrRejected, ukai.ErrNoSpace, ukai.ErrPermission, ukai.ErrUnsupported,
-		ukai.ErrFenced, ukai.ErrLocked, ukai.ErrQuarantined, ukai.ErrClockSkew):
+		ukai.ErrFenced, ukai.ErrLocked, ukai.ErrQuarantined, ukai.ErrClockSkew, ukai.ErrVersion):
 		return exitRefused
 	case in(ukai.ErrUnreachable):
 		return exitUnreachable

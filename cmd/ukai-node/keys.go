@@ -31,7 +31,12 @@ func (c config) meshKeys() ([]wire.MeshKey, error) {
 		return parseKeys(c.MeshKey)
 	}
 	b, err := os.ReadFile(c.keyFile())
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("mesh key: %w; run as the user that owns the file, or give that user a copy", err)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("mesh key: %w; name a file that `ukai-node mesh init` made with --mesh-key-file", err)
+	case err != nil:
 		return nil, fmt.Errorf("mesh key: %w", err)
 	}
 	keys, err := parseKeys(string(b))

@@ -65,9 +65,8 @@ type app struct {
 
 // main runs the command line and returns the exit code.
 func (a *app) main() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignal()
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	cmd, err := a.root().ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
@@ -86,6 +85,29 @@ func (a *app) main() int {
 		fmt.Fprintf(a.stderr, "Run `%s --help` for how it is used.\n", cmd.CommandPath())
 	}
 	return code
+}
+
+// oneSignal is how long further signals count as the first one: sudo, timeout and others send theirs to the program and to its group, and a node
+// must not lose its orderly end to that.
+const oneSignal = 300 * time.Millisecond
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. The next one ends the program at once.
+func untilSignal() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+			signal.Stop(signals)
+			return
+		}
+		cancel()
+		time.Sleep(oneSignal)
+		signal.Stop(signals)
+	}()
+	return ctx, cancel
 }
 
 // root returns the command line.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -62,7 +64,8 @@ type meshKeyInfo struct {
 	Fingerprint string `json:"fingerprint"`
 	Key         string `json:"key,omitempty"`
 	Join        string `json:"join,omitempty"`
-	Mesh        string `json:"mesh,omitempty"` // fingerprint of the running node's key
+	Address     string `json:"address,omitempty"` // at which the running node is reached
+	Mesh        string `json:"mesh,omitempty"`    // fingerprint of the running node's key
 }
 
 func (a *app) meshShowCommand() *cobra.Command {
@@ -91,7 +94,7 @@ Two nodes are in the same mesh if the fingerprints are the same.`,
 				if info.Mesh != "" && info.Mesh != info.Fingerprint {
 					a.say("%s: the running node uses the key %s", a.colour(yellow, "warning"), info.Mesh)
 				}
-				a.say("The next node joins with a copy of it:\n  %s", info.Join)
+				a.say("%s", joinHelp(info.Address, info.File))
 			})
 		},
 	})
@@ -119,7 +122,7 @@ func (a *app) meshKeyInfo(ctx context.Context, given map[string][]string, secret
 	if err != nil {
 		return meshKeyInfo{}, err
 	}
-	info := meshKeyInfo{Fingerprint: keys[0].ID(), Join: joinCommand("")}
+	info := meshKeyInfo{Fingerprint: keys[0].ID()}
 	if cfg.MeshKey == "" {
 		info.File = absolute(cfg.keyFile())
 	}
@@ -127,8 +130,9 @@ func (a *app) meshKeyInfo(ctx context.Context, given map[string][]string, secret
 		info.Key = keys[0].String()
 	}
 	if selfErr == nil {
-		info.Mesh, info.Join = self.Mesh, joinCommand(self.Address)
+		info.Mesh, info.Address = self.Mesh, self.Address
 	}
+	info.Join = joinCommand(info.Address, info.File)
 	return info, nil
 }
 
@@ -144,12 +148,30 @@ func (a *app) askSelf(ctx context.Context) (admin.Self, error) {
 	return client.Self(ctx)
 }
 
-// joinCommand returns the command with which the next node joins through this one.
-func joinCommand(address string) string {
-	if address == "" {
-		address = "HOST:" + defaultPort
+// joinHelp tells how the next node joins through this one, whose key is in file.
+func joinHelp(address, file string) string {
+	if onlyHere(address) {
+		return "Only this machine reaches the node at " + address + ". The next node here joins with:\n  " + joinCommand(address, file)
 	}
-	return "ukai-node start --name NAME --label dc=DATACENTER --seed " + address + " --mesh-key-file mesh.key"
+	return "Copy it to the next machine, as mesh.key, and run there:\n  " + joinCommand(address, file)
+}
+
+// joinCommand returns the command with which the next node joins through this one. One on the same machine needs places of its own.
+func joinCommand(address, file string) string {
+	const start = "ukai-node start --name NAME --label dc=DATACENTER --seed "
+	switch {
+	case address == "":
+		address = "HOST:" + defaultPort
+	case onlyHere(address):
+		return start + address + " --mesh-key-file " + cmp.Or(file, "mesh.key") + " --listen 127.0.0.1:PORT --data DIR --mount DIR --socket FILE"
+	}
+	return start + address + " --mesh-key-file mesh.key"
+}
+
+// onlyHere says whether an address is one of which only this machine knows.
+func onlyHere(address string) bool {
+	at, err := netip.ParseAddrPort(address)
+	return err == nil && at.Addr().IsLoopback()
 }
 
 func absolute(path string) string {

@@ -13,11 +13,6 @@ import (
 
 // openNode opens the node that the configuration describes, and mounts its disks.
 func openNode(ctx context.Context, c config, keys []wire.MeshKey, version string, log *slog.Logger) (parts, error) {
-	if c.Mount != "" {
-		if err := fusefs.CheckSupport(); err != nil { // before other nodes hear of this one
-			return parts{}, err
-		}
-	}
 	n, err := node.Open(ctx, node.Config{
 		Name: c.Name, Labels: c.Labels, Witness: c.Witness, Listen: c.Listen, Advertise: c.Advertise, Seeds: c.Seeds,
 		DataDir: c.Data, MountDir: c.Mount, Keys: keys, Reserve: c.Reserve, OnLoss: c.OnLossTimeout, Version: version, Log: log,
@@ -37,18 +32,37 @@ func openNode(ctx context.Context, c config, keys []wire.MeshKey, version string
 	return p, nil
 }
 
-// mountDisks shows the disks of the mesh in a directory.
-func mountDisks(c config, n *node.Node, log *slog.Logger) (mounted, error) {
-	cfg := fusefs.Config{
-		Dir: c.Mount, Disks: disks{n}, Log: log, Mode: c.MountMode, AllowOther: c.MountMode&0o077 != 0 || c.MountOwner != "",
+// checkMount says why the disks could not be mounted. It is asked before other nodes hear of this one, and before anything is made.
+func (c config) checkMount(log *slog.Logger) error {
+	if c.Mount == "" {
+		return nil
+	}
+	cfg, err := c.mount(log)
+	if err != nil {
+		return err
+	}
+	return fusefs.Check(cfg)
+}
+
+// mount returns how disks are to be mounted.
+func (c config) mount(log *slog.Logger) (cfg fusefs.Config, err error) {
+	cfg = fusefs.Config{
+		Dir: c.Mount, Log: log, Mode: c.MountMode, AllowOther: c.MountMode&0o077 != 0 || c.MountOwner != "",
 		RequireLocks: c.RequireLocks, RefuseTruncate: c.RefuseTruncate,
 	}
 	if c.MountOwner != "" {
-		var err error
-		if cfg.UID, cfg.GID, err = owner(c.MountOwner); err != nil {
-			return nil, err
-		}
+		cfg.UID, cfg.GID, err = owner(c.MountOwner)
 	}
+	return cfg, err
+}
+
+// mountDisks shows the disks of the mesh in a directory.
+func mountDisks(c config, n *node.Node, log *slog.Logger) (mounted, error) {
+	cfg, err := c.mount(log)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Disks = disks{n}
 	m, err := fusefs.Open(cfg)
 	if err != nil {
 		return nil, err

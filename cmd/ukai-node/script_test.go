@@ -13,6 +13,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"ukai/fusefs"
 	"ukai/node/admin"
 	"ukai/node/admin/admintest"
 )
@@ -25,11 +26,18 @@ var update = flag.Bool("update", false, "rewrite COMMANDS.md, and what scripts e
 //	exits CODE ARGS...       the same, and compares the exit code
 //	attach DISK NODE, crash NODE
 //	                         change the mesh
+//	[fuse]                   this user may mount
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           filepath.Join("testdata", "script"),
 		UpdateScripts: *update,
 		Setup:         setupMesh,
+		Condition: func(name string) (bool, error) {
+			if name != "fuse" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			return fusefs.CheckSupport() == nil, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ukai-node": func(ts *testscript.TestScript, neg bool, args []string) {
 				if code := run(ts, args); neg != (code != 0) {

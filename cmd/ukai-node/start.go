@@ -101,6 +101,9 @@ func (a *app) start(ctx context.Context, cfg config) (err error) {
 		return err
 	}
 	defer socket.remove()
+	if err := cfg.checkMount(log); err != nil {
+		return err
+	}
 	keys, made, err := firstKeys(cfg)
 	if err != nil {
 		return err
@@ -118,9 +121,7 @@ func (a *app) start(ctx context.Context, cfg config) (err error) {
 	}
 	defer listeners.Wait()
 
-	if made {
-		a.welcome(ctx, p.node, cfg, keys[0])
-	}
+	a.welcome(ctx, p.node, cfg, keys[0], made)
 	stopWatchdog := a.ready(p.node, log)
 	why, err := p.await(ctx, served)
 	notify(log, daemon.SdNotifyStopping)
@@ -173,16 +174,24 @@ func (p parts) stop(server *admin.Server, log *slog.Logger) error {
 	return errors.Join(errs...)
 }
 
-// welcome tells how the next node joins the mesh that this one began.
-func (a *app) welcome(ctx context.Context, node admin.Backend, cfg config, key wire.MeshKey) {
+// welcome tells how the next node joins the mesh that this one began, as long as there is no other.
+func (a *app) welcome(ctx context.Context, node admin.Backend, cfg config, key wire.MeshKey, made bool) {
+	status, err := node.Status(ctx)
+	if len(cfg.Seeds) > 0 || err != nil || len(status.Nodes) > 1 {
+		return
+	}
+	began, where := "This node is alone in its mesh.", "in the configuration"
+	if made {
+		began = "This node began a mesh of its own."
+	}
+	if cfg.MeshKey == "" {
+		where = absolute(cfg.keyFile())
+	}
 	address := ""
 	if self, err := node.Self(ctx); err == nil {
 		address = self.Address
 	}
-	a.say(`This node began a mesh of its own. Its mesh key %s is in
-  %s
-Who has that file may join the mesh, and nobody else. The next node joins with a copy of it:
-  %s`, key.ID(), absolute(cfg.keyFile()), joinCommand(address))
+	a.say("%s Its mesh key %s is in\n  %s\nWho has it may join the mesh, and nobody else. %s", began, key.ID(), where, joinHelp(address, where))
 }
 
 // ready tells systemd that the node serves, and from then on that it is well. The function it returns ends that.
@@ -253,10 +262,10 @@ type socketListener struct {
 // node that lives there is ukai.ErrLocked.
 func listenSocket(path string) (*socketListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("admin socket: %w", err)
+		return nil, fmt.Errorf("admin socket: %w; run as root, or name another place with --socket", err)
 	}
 	if old, err := os.Lstat(path); err == nil && old.Mode().Type() != os.ModeSocket {
-		return nil, fmt.Errorf("admin socket %s: %w: there is something that is no socket", path, ukai.ErrExists)
+		return nil, fmt.Errorf("admin socket %s: %w: there is something that is no socket; name another place with --socket", path, ukai.ErrExists)
 	}
 	if conn, err := net.Dial("unix", path); err == nil {
 		_ = conn.Close()
@@ -267,7 +276,7 @@ func listenSocket(path string) (*socketListener, error) {
 	_ = os.Remove(made) // of a node that died just here
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("admin socket: %w", err)
+		return nil, fmt.Errorf("admin socket: %w; name another place with --socket", err)
 	}
 	l.SetUnlinkOnClose(false)
 	err = os.Chmod(made, 0o600)
