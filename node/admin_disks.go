@@ -67,15 +67,13 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 		out.Name = d.Name.Value
 		return out
 	}
-	out := n.describe(p, rec, d.Rule.Value)
-	out.Name, out.Created = d.Name.Value, d.Born.Stamp.Time()
-	for i := range out.Warnings {
-		out.Warnings[i].Disk = out.Name
-	}
+	out := n.describe(p, d.Name.Value, rec, d.Rule.Value)
+	out.Created = d.Born.Stamp.Time()
 	switch {
 	case d.Removed.Value:
 		since := d.Removed.Stamp.Time()
 		out.State, out.Removed = admin.DiskRemoved, &admin.Removed{Since: since, Until: since.Add(grace(d))}
+		out.RuleMet, out.Warnings = true, nil // nothing is wanted of it any more
 	case n.cfg.MountDir != "":
 		out.Path = filepath.Join(n.cfg.MountDir, out.Name)
 	}
@@ -91,15 +89,18 @@ func grace(d *crdt.Disk) time.Duration {
 	return graceDefault
 }
 
-// describe tells what a record says, and what this node knows beside it. The name is the caller's to add.
-func (n *Node) describe(p people, rec crdt.Record, rule string) admin.Disk {
+// codeArbiters is the code of what a disk's arbiters do not survive.
+const codeArbiters = "arbiters"
+
+// describe tells what the record of the disk called name says, and what this node knows beside it.
+func (n *Node) describe(p people, name string, rec crdt.Record, rule string) admin.Disk {
 	out := admin.Disk{
-		ID: rec.Disk, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: rule, RuleMet: true, MinSync: rec.MinSync,
+		ID: rec.Disk, Name: name, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: rule, RuleMet: true, MinSync: rec.MinSync,
 		OnLoss: rec.OnLoss.String(), Ack: rec.Ack.String(), Quorum: rec.Quorum.String(), Epoch: rec.Epoch.String(), Version: rec.Version,
-		State: admin.DiskIdle,
+		State: admin.DiskIdle, AllocatedBytes: -1,
 	}
 	warn := func(level admin.Level, code, remedy, format string, args ...any) {
-		out.Warnings = append(out.Warnings, admin.Warning{Level: level, Code: code, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+		out.Warnings = append(out.Warnings, admin.Warning{Level: level, Code: code, Disk: name, Text: "disk " + name + ": " + fmt.Sprintf(format, args...), Remedy: remedy})
 	}
 	if rec.Quorum == crdt.PreferredNode {
 		out.Quorum = "preferred " + p.ref(rec.Preferred).String()
@@ -118,7 +119,7 @@ func (n *Node) describe(p people, rec crdt.Record, rule string) admin.Disk {
 		holder := p.ref(rec.Holder)
 		out.Holder = &holder
 		if !p.alive(rec.Holder) {
-			warn(admin.Warn, "holder-dead", "the next host that opens the disk takes over", "disk is attached on %s, which does not answer", holder)
+			warn(admin.Warn, "holder-dead", "the next host that opens the disk takes over", "attached on %s, which does not answer", holder)
 		}
 	}
 	held, here := n.host.Held(rec.Disk)
@@ -143,7 +144,7 @@ func (n *Node) describe(p people, rec crdt.Record, rule string) admin.Disk {
 		}
 		switch {
 		case alive == 0:
-			warn(admin.Critical, "no-replica", "bring one of its nodes back", "no node with an in-sync replica of disk answers")
+			warn(admin.Critical, "no-replica", "bring one of its nodes back", "no node with an in-sync replica answers")
 		case alive < rec.MinSync:
 			warn(admin.Critical, "too-few-replicas", "bring one of its nodes back", "%d in-sync replicas answer, %d are needed to write", alive, rec.MinSync)
 		}
@@ -157,16 +158,16 @@ func (n *Node) describe(p people, rec crdt.Record, rule string) admin.Disk {
 		out.Arbiters = append(out.Arbiters, a)
 	}
 	if reachable <= len(rec.Arbiters)/2 {
-		warn(admin.Critical, "no-quorum", "bring arbiters back", "%d of %d arbiters answer: the disk can neither be attached nor lose a replica without stopping", reachable, len(rec.Arbiters))
+		warn(admin.Critical, "no-quorum", "bring arbiters back", "%d of %d arbiters answer: it can neither be attached nor lose a replica without stopping", reachable, len(rec.Arbiters))
 	}
 	candidates := p.candidates()
-	for _, text := range place.Risks(rec.Arbiters, candidates) {
-		warn(admin.Notice, "arbiters", "", "%s", text)
+	for _, r := range place.Risks(rec.Arbiters, candidates) {
+		warn(admin.Notice, codeArbiters, r.Help, "%s", r.Text)
 	}
 	if parsed, err := place.ParseText(rule); rule != "" && err == nil {
 		if s := place.Check(parsed, rec, candidates); !s.Met {
 			out.RuleMet = false
-			warn(admin.Warn, "rule-unmet", "ukai-node place show", "rule %s is not met: %s", rule, strings.Join(s.Differences, "; "))
+			warn(admin.Warn, "rule-unmet", "ukai-node place show "+name, "rule %s is not met: %s", rule, strings.Join(s.Differences, "; "))
 		}
 	}
 	return out
@@ -186,7 +187,10 @@ func stateOf(s volume.Status) (admin.DiskState, string) {
 func (n *Node) replica(p people, m crdt.Member, allocated map[ukai.ReplicaID]int64) admin.Replica {
 	r := admin.Replica{
 		ID: m.Replica, Node: p.ref(m.Node), Labels: p.labels(m.Node), Role: admin.Role(m.Role.String()), NodeState: p.state(m.Node),
-		AllocatedBytes: allocated[m.Replica],
+		AllocatedBytes: -1,
+	}
+	if bytes, here := allocated[m.Replica]; here {
+		r.AllocatedBytes = bytes
 	}
 	if m.Role == crdt.Out {
 		r.Why = "it missed writes and has not been brought up to date"
@@ -241,7 +245,7 @@ func (n *Node) DiskMap(_ context.Context, disk string) (admin.Map, error) {
 	first := ukai.Index(0)
 	for _, run := range rec.Runs {
 		g := rec.Group(run.Group)
-		r := admin.MapRun{First: first, Count: run.Count, Group: int(run.Group), Generation: g.Generation}
+		r := admin.MapRun{First: first, Count: run.Count, Group: int(run.Group), Generation: g.Generation, AllocatedBytes: -1}
 		for _, m := range g.Members {
 			loc := n.replica(p, m, allocated)
 			r.AllocatedBytes = max(r.AllocatedBytes, loc.AllocatedBytes)
@@ -344,9 +348,25 @@ func (n *Node) held(rec crdt.Record) error {
 	return &ukai.HeldError{Node: rec.Holder, Name: hearsay{n}.NodeName(rec.Holder)}
 }
 
+// yieldPatience is how long a disk on this node is given to be let go: the kernel tells late that the last file was closed.
+const yieldPatience = 1500 * time.Millisecond
+
+// letGo has this node let go of a disk that it holds for nobody. If a program has it open: a *ukai.HeldError.
+func (n *Node) letGo(ctx context.Context, d *crdt.Disk) error {
+	if _, held := n.host.Held(d.ID); !held {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, yieldPatience)
+	defer cancel()
+	if err := n.host.Disk(d.ID, d.Name.Value).Yield(ctx); err != nil && !errors.Is(err, ukai.ErrNotAttached) {
+		return err
+	}
+	return nil
+}
+
 // settled returns the committed record, after this node has let go of a disk it holds for nobody.
 func (n *Node) settled(ctx context.Context, d *crdt.Disk) (crdt.Record, error) {
-	if err := n.host.Disk(d.ID, d.Name.Value).Yield(ctx); err != nil && !errors.Is(err, ukai.ErrNotAttached) {
+	if err := n.letGo(ctx, d); err != nil {
 		return crdt.Record{}, err
 	}
 	return n.cells.Read(ctx, d.ID)

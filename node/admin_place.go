@@ -67,11 +67,10 @@ func (n *Node) placement(p people, disk admin.DiskRef, rule string, rec *crdt.Re
 		out.Differences = []string{"what is true of this disk is not known here"}
 		return out
 	}
-	described := n.describe(p, *rec, rule)
+	described := n.describe(p, disk.Name, *rec, rule)
 	out.Replicas, out.Arbiters = described.Replicas, described.Arbiters
 	for _, w := range described.Warnings {
-		if w.Code == "arbiters" {
-			w.Disk = disk.Name
+		if w.Code == codeArbiters {
 			out.Warnings = append(out.Warnings, w)
 		}
 	}

@@ -185,8 +185,7 @@ func (n *Node) count(p people, d *crdt.Disk, s *admin.Status) {
 		return
 	}
 	s.Disks.SizeBytes += rec.Size
-	disk := n.describe(p, rec, d.Rule.Value)
-	disk.Name = d.Name.Value
+	disk := n.describe(p, d.Name.Value, rec, d.Rule.Value)
 	if disk.Holder != nil {
 		s.Disks.Attached++
 	}
@@ -277,9 +276,8 @@ func (n *Node) unmetOn(p people, id ukai.NodeID) (list []admin.Warning) {
 		if !slices.Contains(nodesOf(&rec), id) {
 			return
 		}
-		for _, w := range n.describe(p, rec, d.Rule.Value).Warnings {
+		for _, w := range n.describe(p, d.Name.Value, rec, d.Rule.Value).Warnings {
 			if w.Code == "rule-unmet" {
-				w.Disk = d.Name.Value
 				list = append(list, w)
 			}
 		}
@@ -305,12 +303,12 @@ func (n *Node) eachLive(f func(*crdt.Disk, crdt.Record)) {
 }
 
 // Leave implements admin.Backend.
-func (n *Node) Leave(_ context.Context, l admin.Leave) (admin.Leaving, error) {
+func (n *Node) Leave(ctx context.Context, l admin.Leave) (admin.Leaving, error) {
 	p := n.people()
 	out := admin.Leaving{Node: p.ref(n.id)}
 	var refusals []string
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
-		if rec.Phase == crdt.PhaseActive && rec.Holder == n.id {
+		if n.letGo(ctx, d) != nil {
 			refusals = append(refusals, fmt.Sprintf("disk %s is attached here", d.Name.Value))
 		}
 		for _, g := range rec.Groups {
@@ -332,11 +330,17 @@ func (n *Node) Leave(_ context.Context, l admin.Leave) (admin.Leaving, error) {
 		}
 	})
 	if len(refusals) > 0 && !l.Force {
-		return out, fmt.Errorf("leave: %w: %s; stop what uses it, or say --force", ukai.ErrRejected, strings.Join(refusals, "; "))
+		return out, &declined{"leave: " + strings.Join(refusals, "; ") + "; stop what uses it, or say --force"}
 	}
 	n.leave.Do(func() { close(n.leaving) })
 	return out, nil
 }
+
+// declined is ukai.ErrRejected by this node itself, not by a quorum record.
+type declined struct{ text string }
+
+func (d *declined) Error() string { return d.text }
+func (d *declined) Unwrap() error { return ukai.ErrRejected }
 
 // Events implements admin.Backend.
 func (n *Node) Events(ctx context.Context) (<-chan admin.Event, error) {
@@ -379,14 +383,7 @@ func (n *Node) Gauges() map[string]float64 {
 
 // DialAdmin implements admin.Backend.
 func (n *Node) DialAdmin(ctx context.Context, node string) (net.Conn, error) {
-	var id ukai.NodeID
-	var err error
-	n.mesh.View(func(c *crdt.Catalog) {
-		var found *crdt.Node
-		if found, err = nodeByName(c, node); err == nil {
-			id = found.ID
-		}
-	})
+	id, err := n.nodeID(node)
 	if err != nil {
 		return nil, err
 	}

@@ -265,8 +265,8 @@ func (p people) reasons(list []place.Reason) []admin.Reason {
 // designed is the answer to a dry run.
 func (n *Node) designed(d admin.NewDisk, rule place.Rule, rec crdt.Record, choice place.Choice) admin.DiskCreated {
 	people := n.people()
-	disk := n.describe(people, rec, rule.String())
-	disk.Name, disk.ID = d.Name, ukai.DiskID{}
+	disk := n.describe(people, d.Name, rec, rule.String())
+	disk.ID = ukai.DiskID{}
 	p := n.placement(people, admin.DiskRef{Name: d.Name}, rule.String(), &rec)
 	p.Reasons, p.DryRun = people.reasons(choice.Reasons), true
 	return admin.DiskCreated{Disk: disk, Placement: p}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 )
 
 func (a *app) diskCommand() *cobra.Command {
-	return group("disk", "Create, list, grow, rename, remove and restore disks",
-		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskRmCommand(), a.diskRestoreCommand(),
+	return group("disk", "Create, list, grow, rename, remove, restore and take over disks",
+		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskRmCommand(), a.diskRestoreCommand(), a.diskTakeoverCommand(),
 		a.diskQuorumCommand(), a.diskForceCommand())
 }
 
@@ -27,7 +28,8 @@ func (a *app) changeDisk(c *cobra.Command, change func(context.Context, *admin.C
 		}
 		return a.show(d, func() {
 			a.say("%s", say(d))
-			a.warnings(d.Warnings)
+			// What is only noticed was so before: status and disk show tell.
+			a.warnings(slices.DeleteFunc(d.Warnings, func(w admin.Warning) bool { return w.Level == admin.Notice }))
 		})
 	})
 }
@@ -84,11 +86,15 @@ func (a *app) printDisk(d admin.Disk) {
 	if !d.RuleMet && d.Rule != "" {
 		met = a.colour(yellow, " (not met: see place show)")
 	}
+	space := ""
+	if d.AllocatedBytes >= 0 {
+		space = ", " + formatSize(d.AllocatedBytes) + " allocated"
+	}
 	rows := [][2]string{
 		{"name", d.Name},
 		{"id", d.ID.String()},
 		{"state", state},
-		{"size", fmt.Sprintf("%s (%d bytes), %s allocated", formatSize(d.SizeBytes), d.SizeBytes, formatSize(d.AllocatedBytes))},
+		{"size", fmt.Sprintf("%s (%d bytes)%s", formatSize(d.SizeBytes), d.SizeBytes, space)},
 		{"blocks", fmt.Sprintf("%d of %s", ukai.Blocks(d.SizeBytes, max(1, d.BlockSizeBytes)), formatSize(int64(d.BlockSizeBytes)))},
 		{"rule", dash(d.Rule) + met},
 		{"safety", fmt.Sprintf("min-sync %d, on-loss %s, ack %s, quorum %s", d.MinSync, d.OnLoss, d.Ack, d.Quorum)},
@@ -108,7 +114,7 @@ func (a *app) printDisk(d admin.Disk) {
 		a.say("")
 		var table [][]string
 		for _, r := range d.Replicas {
-			table = append(table, []string{r.Node.String(), dash(r.Labels[ukai.LabelDC]), a.colour(roleColour(r.Role), string(r.Role)), formatSize(r.AllocatedBytes), r.ID.String(), dash(a.whyNot(r))})
+			table = append(table, []string{r.Node.String(), dash(r.Labels[ukai.LabelDC]), a.colour(roleColour(r.Role), string(r.Role)), allocated(r.AllocatedBytes), r.ID.String(), dash(a.whyNot(r))})
 		}
 		a.table([]string{"REPLICA ON", "DC", "ROLE", ">ALLOCATED", "ID", "WHY"}, table)
 	}

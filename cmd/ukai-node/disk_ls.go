@@ -54,7 +54,7 @@ func (a *app) printDisks(disks []admin.Disk, removed bool) {
 			if !d.RuleMet && d.Rule != "" {
 				rule += a.colour(yellow, " (not met)")
 			}
-			rows = append(rows, []string{d.Name, formatSize(d.SizeBytes), formatSize(d.AllocatedBytes), a.colour(diskColour(d.State), string(d.State)), holderOf(d.Holder), replicaSummary(d), rule})
+			rows = append(rows, []string{d.Name, formatSize(d.SizeBytes), allocated(d.AllocatedBytes), a.colour(diskColour(d.State), string(d.State)), holderOf(d.Holder), replicaSummary(d), rule})
 		}
 		a.table([]string{"DISK", ">SIZE", ">ALLOCATED", "STATE", "NODE", "REPLICAS", "RULE"}, rows)
 		names := map[string]int{}

@@ -50,7 +50,7 @@ func (a *app) printMap(m admin.Map) {
 			}
 			where = append(where, s+" "+a.colour(roleColour(r.Role), string(r.Role)))
 		}
-		rows = append(rows, []string{ukai.Range{First: run.First, Count: run.Count}.String(), formatSize(size), formatSize(run.AllocatedBytes), fmt.Sprint(run.Group), dash(strings.Join(where, ", "))})
+		rows = append(rows, []string{ukai.Range{First: run.First, Count: run.Count}.String(), formatSize(size), allocated(run.AllocatedBytes), fmt.Sprint(run.Group), dash(strings.Join(where, ", "))})
 	}
 	a.table([]string{"BLOCKS", ">SIZE", ">ALLOCATED", ">GROUP", "LOCATIONS"}, rows)
 }

@@ -109,10 +109,33 @@ func levelColour(l admin.Level) string {
 	return ""
 }
 
-// warnings prints what is not as it should be, with what would help.
+// maxTogether bounds how many disks with the same warning are named.
+const maxTogether = 5
+
+// warnings prints what is not as it should be, with what would help. What is the same for several disks is printed once.
 func (a *app) warnings(list []admin.Warning) {
+	type same struct {
+		level      admin.Level
+		what, help string
+	}
+	disks := map[same][]string{}
+	about := func(w admin.Warning) same {
+		return same{w.Level, strings.TrimPrefix(w.Text, "disk "+w.Disk+": "), w.Remedy}
+	}
 	for _, w := range list {
-		a.say("%s: %s", a.colour(levelColour(w.Level), string(w.Level)), w.Text)
+		disks[about(w)] = append(disks[about(w)], w.Disk)
+	}
+	for _, w := range list {
+		text := w.Text
+		switch together := disks[about(w)]; {
+		case len(together) > 1 && w.Disk != "" && together[0] != w.Disk:
+			continue // told with the first
+		case len(together) > maxTogether:
+			text = fmt.Sprintf("disks %s and %d more: %s", strings.Join(together[:maxTogether], ", "), len(together)-maxTogether, about(w).what)
+		case len(together) > 1 && w.Disk != "":
+			text = fmt.Sprintf("disks %s: %s", strings.Join(together, ", "), about(w).what)
+		}
+		a.say("%s: %s", a.colour(levelColour(w.Level), string(w.Level)), text)
 		if w.Remedy != "" {
 			a.say("  remedy: %s", w.Remedy)
 		}

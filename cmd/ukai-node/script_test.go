@@ -145,8 +145,8 @@ func TestALargeMeshShowsRoundTripTimesPerDatacenter(t *testing.T) {
 		{From: "n0", To: "n2", RTTMicros: 300}, {From: "n0", To: "n4", RTTMicros: 900, Measured: true}, // both in osaka: the measured one counts
 		{From: "n0", To: "n1", RTTMicros: 8000, Measured: true}, {From: "n3", To: "n2", RTTMicros: 9000, Measured: true}, {From: "n5", To: "n2", RTTMicros: 10000, Measured: true},
 	}
-	header, rows := matrix(s)
-	if got, want := fmt.Sprint(header, rows), "[ >osaka >tokyo] [[osaka 0.90 9.0] [tokyo 9.0 -]]"; got != want {
+	header, rows, all := matrix(s)
+	if got, want := fmt.Sprint(header, rows, all), "[ >osaka >tokyo] [[osaka 0.90 9.0] [tokyo 9.0 .]] true"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

@@ -47,6 +47,14 @@ func parseSize(s string) (int64, error) {
 	return n.Num().Int64(), nil
 }
 
+// allocated returns the space that something takes, if the node knows.
+func allocated(n int64) string {
+	if n < 0 {
+		return "-"
+	}
+	return formatSize(n)
+}
+
 // formatSize returns n bytes for people: "20 GiB".
 func formatSize(n int64) string {
 	if n < 0 {

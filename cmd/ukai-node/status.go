@@ -44,8 +44,13 @@ func (a *app) printStatus(s admin.Status) {
 	a.say("")
 	a.table([]string{"NODE", "STATE", "LABELS", "ROLES", ">FREE", ">CAPACITY", ">REPLICAS", ">CLOCK", "VERSION", "ADDRESS"}, a.nodeRows(s.Nodes))
 	if len(s.Nodes) > 1 {
-		a.say("\nround-trip times in ms, ~ estimated")
-		a.table(matrix(s))
+		header, rows, all := matrix(s)
+		legend := "round-trip times in ms, ~ estimated"
+		if !all {
+			legend += ", - not measured yet"
+		}
+		a.say("\n%s", legend)
+		a.table(header, rows)
 	}
 	d := s.Disks
 	if d.Total == 0 {
@@ -112,8 +117,8 @@ func skew(millis int64) string {
 	return fmt.Sprintf("%+d ms", millis)
 }
 
-// matrix returns the table of round-trip times: per node, or in a large mesh per datacenter.
-func matrix(s admin.Status) (header []string, rows [][]string) {
+// matrix returns the table of round-trip times: per node, or in a large mesh per datacenter. all says that none is missing.
+func matrix(s admin.Status) (header []string, rows [][]string, all bool) {
 	place := map[string]string{} // node -> what stands for it in the table
 	var places []string
 	for _, n := range s.Nodes {
@@ -135,21 +140,28 @@ func matrix(s admin.Status) (header []string, rows [][]string) {
 			times[pair{to, from}] = append(times[pair{to, from}], r)
 		}
 	}
-	header = []string{""}
+	header, all = []string{""}, true
 	for _, to := range places {
 		header = append(header, ">"+to)
 	}
 	for _, from := range places {
 		row := []string{from}
 		for _, to := range places {
-			row = append(row, median(times[pair{from, to}]))
+			cell := median(times[pair{from, to}])
+			switch {
+			case cell == "" && from == to:
+				cell = "."
+			case cell == "":
+				cell, all = "-", false
+			}
+			row = append(row, cell)
 		}
 		rows = append(rows, row)
 	}
-	return header, rows
+	return header, rows, all
 }
 
-// median writes the middle one of some round-trip times; measured ones count before estimates.
+// median writes the middle one of some round-trip times, "" if there is none; measured ones count before estimates.
 func median(list []admin.RTT) string {
 	measured := slices.DeleteFunc(slices.Clone(list), func(r admin.RTT) bool { return !r.Measured })
 	mark := ""
@@ -157,7 +169,7 @@ func median(list []admin.RTT) string {
 		measured, mark = slices.Clone(list), "~"
 	}
 	if len(measured) == 0 {
-		return "-"
+		return ""
 	}
 	slices.SortFunc(measured, func(a, b admin.RTT) int { return int(a.RTTMicros - b.RTTMicros) })
 	return mark + milliseconds(measured[len(measured)/2].RTTMicros)

@@ -19,6 +19,10 @@ type Backend interface {
 	// Status tells all that this node knows of the mesh, without asking another node.
 	Status(ctx context.Context) (Status, error)
 
+	// Doctor tells what is not as it should be: what Status warns of, and what takes asking. It asks every node of the mesh whether it
+	// answers, and looks through this node's store.
+	Doctor(ctx context.Context) ([]Warning, error)
+
 	// ChangeNode sets labels and roles of any node of the mesh, also of one that is down. It moves no data.
 	ChangeNode(ctx context.Context, node string, change NodeChange) (NodeChanged, error)
 
@@ -51,6 +55,11 @@ type Backend interface {
 	// ForceDisk goes on with a disk of whose arbiters a majority is gone for good. Unless all that are silent are named:
 	// ukai.ErrPermission. A majority answers: ukai.ErrRejected.
 	ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk, error)
+	// Takeover makes this node the holder of a disk whose holder does not let go, and then lets go of it itself, so that the next program may
+	// open it. A holder that answers and has the disk open is left alone, with a *ukai.HeldError, unless Fenced is set.
+	Takeover(ctx context.Context, disk string, t Takeover) (Disk, error)
+	// Handover has a disk's holder let go of it and the node To hold it. A program that has it open: *ukai.HeldError, unless forced.
+	Handover(ctx context.Context, disk string, h Handover) (Disk, error)
 	// DiskMap tells where each run of blocks of a disk lies.
 	DiskMap(ctx context.Context, disk string) (Map, error)
 
@@ -302,7 +311,7 @@ type Disk struct {
 	Why            string      `json:"why,omitempty" doc:"the reason of a state that needs one"`
 	SizeBytes      int64       `json:"sizeBytes"`
 	BlockSizeBytes int         `json:"blockSizeBytes"`
-	AllocatedBytes int64       `json:"allocatedBytes" doc:"of the fullest replica this node knows of"`
+	AllocatedBytes int64       `json:"allocatedBytes" doc:"of the fullest replica on this node; -1: it has none"`
 	Rule           string      `json:"rule"`
 	RuleMet        bool        `json:"ruleMet"`
 	MinSync        int         `json:"minSync"`
@@ -344,7 +353,7 @@ type Replica struct {
 	Labels         ukai.Labels    `json:"labels,omitempty" doc:"of the node"`
 	Role           Role           `json:"role" enum:"in sync,syncing,out,async"`
 	NodeState      NodeState      `json:"nodeState" enum:"alive,suspect,dead,left"`
-	AllocatedBytes int64          `json:"allocatedBytes" doc:"0 if not known here"`
+	AllocatedBytes int64          `json:"allocatedBytes" doc:"-1: not known here, as it is on another node"`
 	BehindBytes    int64          `json:"behindBytes,omitempty" doc:"still to compare and copy, if known here"`
 	CopiedBytes    int64          `json:"copiedBytes,omitempty" doc:"by the resync that runs"`
 	Percent        int            `json:"percent,omitempty" doc:"of the resync that runs"`
@@ -399,6 +408,17 @@ type ForceDisk struct {
 	Gone []string `json:"gone,omitempty" maxItems:"5" doc:"names of all arbiters that do not answer"`
 }
 
+// Takeover says how sure the administrator is that a disk's holder is gone.
+type Takeover struct {
+	Fenced bool `json:"fenced,omitempty" doc:"its machine is certainly off or cut off: depose it even if it seems to answer"`
+}
+
+// Handover names a disk's next holder.
+type Handover struct {
+	To    string `json:"to" maxLength:"63" doc:"name or id of the node"`
+	Force bool   `json:"force,omitempty" doc:"also if a program has the disk open, whose I/O then fails"`
+}
+
 // Map says where the blocks of a disk lie.
 type Map struct {
 	Disk           DiskRef  `json:"disk"`
@@ -418,7 +438,7 @@ type MapRun struct {
 	Group          int        `json:"group"`
 	Generation     uint32     `json:"generation" doc:"counts changes of the group's in-sync set"`
 	Locations      []Replica  `json:"locations" doc:"allocatedBytes is that of the run"`
-	AllocatedBytes int64      `json:"allocatedBytes" doc:"of the fullest location this node knows of"`
+	AllocatedBytes int64      `json:"allocatedBytes" doc:"of the fullest location on this node; -1: not known here"`
 }
 
 // Leave asks a node to go.

@@ -71,6 +71,11 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return ask[Status](ctx, c, http.MethodGet, "/v1/status", nil)
 }
 
+// Doctor is Backend.Doctor.
+func (c *Client) Doctor(ctx context.Context) ([]Warning, error) {
+	return ask[[]Warning](ctx, c, http.MethodGet, "/v1/doctor", nil)
+}
+
 // ChangeNode is Backend.ChangeNode.
 func (c *Client) ChangeNode(ctx context.Context, node string, change NodeChange) (NodeChanged, error) {
 	if err := ukai.CheckName("node", node); err != nil {
@@ -141,6 +146,19 @@ func (c *Client) SetQuorum(ctx context.Context, disk string, q SetQuorum) (Disk,
 // ForceDisk is Backend.ForceDisk.
 func (c *Client) ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk, error) {
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/force", f)
+}
+
+// Takeover is Backend.Takeover.
+func (c *Client) Takeover(ctx context.Context, disk string, t Takeover) (Disk, error) {
+	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/takeover", t)
+}
+
+// Handover is Backend.Handover.
+func (c *Client) Handover(ctx context.Context, disk string, h Handover) (Disk, error) {
+	if err := ukai.CheckName("node", h.To); err != nil {
+		return Disk{}, err
+	}
+	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/handover", h)
 }
 
 // DiskMap is Backend.DiskMap.

@@ -100,6 +100,8 @@ func (s *Server) routes(api huma.API) {
 		}) (*answer[[]Disk], error) {
 			return reply(b.Disks(ctx, in.Removed))
 		})
+	huma.Register(api, op("doctor", http.MethodGet, "/v1/doctor", "What is not as it should be, and what would help"),
+		func(ctx context.Context, _ *struct{}) (*answer[[]Warning], error) { return reply(b.Doctor(ctx)) })
 	huma.Register(api, op("disk", http.MethodGet, "/v1/disks/{disk}", "Everything about one disk"),
 		func(ctx context.Context, in *DiskPath) (*answer[Disk], error) { return reply(b.Disk(ctx, in.Disk)) })
 	huma.Register(api, op("disk-resize", http.MethodPost, "/v1/disks/{disk}/resize", "Grow a disk"),
@@ -143,6 +145,20 @@ func (s *Server) routes(api huma.API) {
 			Body ForceDisk
 		}) (*answer[Disk], error) {
 			return reply(b.ForceDisk(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("disk-takeover", http.MethodPost, "/v1/disks/{disk}/takeover", "Depose the holder of a disk"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body Takeover
+		}) (*answer[Disk], error) {
+			return reply(b.Takeover(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("disk-handover", http.MethodPost, "/v1/disks/{disk}/handover", "Move the right to write to a node"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body Handover
+		}) (*answer[Disk], error) {
+			return reply(b.Handover(ctx, in.Disk, in.Body))
 		})
 	huma.Register(api, op("disk-map", http.MethodGet, "/v1/disks/{disk}/map", "Where the blocks of a disk lie"),
 		func(ctx context.Context, in *DiskPath) (*answer[Map], error) { return reply(b.DiskMap(ctx, in.Disk)) })

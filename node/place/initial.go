@@ -230,6 +230,9 @@ func remedies(rule Rule, t Term, need int64, nodes []Node) []string {
 	}
 	labels := make([]string, 0, len(t.Conditions))
 	for _, c := range t.Conditions {
+		if c.Key == nodeKey && !c.Not && !slices.ContainsFunc(nodes, func(n Node) bool { return n.Name == c.Value }) {
+			help = append(help, fmt.Sprintf("no node is called %s: ukai-node status lists them", c.Value))
+		}
 		if c.Key == nodeKey || c.Not {
 			continue
 		}

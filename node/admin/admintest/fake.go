@@ -415,6 +415,38 @@ func (f *Fake) Leave(_ context.Context, l admin.Leave) (admin.Leaving, error) {
 	return admin.Leaving{Node: admin.NodeRef{ID: n.ID, Name: n.Name}}, nil
 }
 
+// Doctor tells what Status warns of.
+func (f *Fake) Doctor(ctx context.Context) ([]admin.Warning, error) {
+	s, err := f.Status(ctx)
+	return s.Warnings, err
+}
+
+// Takeover frees a disk whose holder is dead, or any with Fenced.
+func (f *Fake) Takeover(_ context.Context, disk string, t admin.Takeover) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		if d.Holder != nil && f.node(d.Holder.Name).State == admin.NodeAlive && !t.Fenced {
+			return fmt.Errorf("take over disk %s: %w", d.Name, &ukai.HeldError{Node: d.Holder.ID, Name: d.Holder.Name})
+		}
+		d.Holder, d.State, d.Epoch = nil, admin.DiskIdle, "3"
+		return nil
+	})
+}
+
+// Handover moves a disk that nobody has attached, or any by force.
+func (f *Fake) Handover(_ context.Context, disk string, h admin.Handover) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		to := f.node(h.To)
+		switch {
+		case to == nil:
+			return fmt.Errorf("node %q: %w", h.To, ukai.ErrNotFound)
+		case d.Holder != nil && d.Holder.ID != to.ID && !h.Force:
+			return fmt.Errorf("hand over disk %s: %w", d.Name, &ukai.HeldError{Node: d.Holder.ID, Name: d.Holder.Name})
+		}
+		d.Holder, d.State, d.Epoch = &admin.NodeRef{ID: to.ID, Name: to.Name}, admin.DiskAttached, "3"
+		return nil
+	})
+}
+
 // Events sends what Emit is given.
 func (f *Fake) Events(ctx context.Context) (<-chan admin.Event, error) {
 	in, out := make(chan admin.Event, 16), make(chan admin.Event)
