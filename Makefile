@@ -47,6 +47,10 @@ test: ## every test: unit, property, simulation, end-to-end with real mounts (ro
 	@$(MAKE) --no-print-directory build
 	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -count=1 -timeout 14m ./...
 
+.PHONY: model
+model: ## explore the real protocol code by random walks; MINUTES=n per package (default 10), SEED=n to begin with
+	MODEL_MINUTES=$(or $(MINUTES),10) MODEL_SEED=$(SEED) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./node/cell ./node/volume
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser of outside bytes; MINUTES=n in all (default 10)
 	.ci/fuzz $(or $(MINUTES),10)
