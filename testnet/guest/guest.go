@@ -70,11 +70,13 @@ type Config struct {
 	Image  Image
 	Disk   string // the file that is its disk
 	Cache  string // QEMU's cache mode: none, writeback, ...
-	Rounds int
-	IOSize int  // bytes per write
-	MiB    int  // how much of the disk it writes
-	Verify bool // write nothing, only verify what a guest of the same shape left
-	Args   []string
+	Rounds int    // at most; the guest also ends after the round in which it is told to stop
+	IOSize int    // bytes per write
+	MiB    int    // how much of the disk it writes
+	Verify bool   // write nothing, only verify what a guest of the same shape left: each sector of round Rounds or, with AtLeast, a later one
+	// AtLeast is for the disk of a guest that did not end by itself.
+	AtLeast bool
+	Args    []string
 }
 
 // Command returns the QEMU that runs the guest; its output is the guest's console.
@@ -83,7 +85,7 @@ func (c Config) Command(ctx context.Context) *exec.Cmd {
 		"-machine", "q35,accel=tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-reboot", "-display", "none",
 		"-serial", "stdio",
 		"-kernel", c.Image.Kernel, "-initrd", c.Image.Initramfs,
-		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 ukai.rounds=%d ukai.io=%d ukai.mib=%d%s", c.Rounds, c.IOSize, c.MiB, map[bool]string{true: " ukai.verify=only"}[c.Verify]),
+		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 ukai.rounds=%d ukai.io=%d ukai.mib=%d%s", c.Rounds, c.IOSize, c.MiB, c.verify()),
 		"-drive", "if=none,id=disk,format=raw,file=" + c.Disk + ",cache=" + c.Cache,
 		"-device", "virtio-blk-pci,drive=disk",
 	}
@@ -92,12 +94,23 @@ func (c Config) Command(ctx context.Context) *exec.Cmd {
 
 // Run runs the guest to its end and returns its console. The error tells the guest's own words if it found a fault.
 func (c Config) Run(ctx context.Context) (console string, err error) {
-	cmd := c.Command(ctx)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err = cmd.Run()
-	console = out.String()
+	g, err := c.Start(ctx)
+	if err != nil {
+		return "", err
+	}
+	err = g.Wait()
+	console = g.Console()
 	return console, errors.Join(err, Verdict(console))
+}
+
+func (c Config) verify() string {
+	switch {
+	case c.Verify && c.AtLeast:
+		return " ukai.verify=atleast"
+	case c.Verify:
+		return " ukai.verify=only"
+	}
+	return ""
 }
 
 // Verdict reads the guest's verdict from its console: nil if it passed.

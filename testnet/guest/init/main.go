@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func run() error {
 		return err
 	}
 	rounds, ioSize, mebibytes := 3, 4096, 16
-	verifyOnly := false
+	verifies := "" // only verify: "only" sectors of the last round, "atleast" those of it or a later one
 	for _, word := range strings.Fields(string(cmdline)) {
 		key, value, _ := strings.Cut(word, "=")
 		switch key {
@@ -78,7 +79,7 @@ func run() error {
 		case "ukai.mib":
 			mebibytes, _ = strconv.Atoi(value)
 		case "ukai.verify":
-			verifyOnly = value == "only"
+			verifies = value
 		}
 	}
 	var f *os.File
@@ -98,9 +99,13 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if verifyOnly {
-		return verify(f, buf[:1<<20], region, func(_ int64, round uint64) bool { return round == uint64(rounds) })
+	if verifies != "" {
+		return verify(f, buf[:1<<20], region, func(_ int64, round uint64) bool {
+			return round == uint64(rounds) || verifies == "atleast" && round > uint64(rounds)
+		})
 	}
+	stop := make(chan struct{})
+	go awaitStop(stop)
 	for round := 1; round <= rounds; round++ {
 		rng := rand.New(rand.NewPCG(uint64(round), 1))
 		units := rng.Perm(int(region / int64(ioSize)))
@@ -123,8 +128,24 @@ func run() error {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		fmt.Printf("guest: round %d of %d: wrote and verified %d MiB in pieces of %d bytes\n", round, rounds, mebibytes, ioSize)
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
 	}
 	return nil
+}
+
+// awaitStop closes stop when the console says so.
+func awaitStop(stop chan<- struct{}) {
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		if strings.TrimSpace(lines.Text()) == "stop" {
+			close(stop)
+			return
+		}
+	}
 }
 
 // fill makes each sector tell its offset and round, under a checksum.
