@@ -67,6 +67,9 @@ type entry struct {
 
 var _ Backend = (*Store)(nil)
 
+// bootIDFile is the kernel's boot id, another after each reboot. Tests that cut the power of a process have it replaced by the linker.
+var bootIDFile = "/proc/sys/kernel/random/boot_id"
+
 // Open opens the store in cfg.Dir, makes it if there is none, and finishes what a crash interrupted. It fails with
 // ukai.ErrLocked if another process has the directory and with ukai.ErrVersion if a newer release wrote it.
 func Open(cfg Config) (*Store, error) {
@@ -74,7 +77,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.BootID == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		id, err := os.ReadFile(bootIDFile)
 		if err != nil {
 			return nil, fmt.Errorf("kernel's boot id: %w: it is needed to tell a restart of the node from a reboot: mount /proc", err)
 		}

@@ -32,6 +32,7 @@ type Spec struct {
 	DC      string
 	Witness bool
 	Data    string // directory for its data; empty: one of the test's own
+	DiskMiB int    // its data are on a file system of this size of its own, see Volume; 0: they are not
 }
 
 // Specs reads "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness".
@@ -62,6 +63,7 @@ type Node struct {
 	Socket string
 	Mount  string
 	Log    string
+	Volume *Volume // nil unless Spec.DiskMiB is set
 	mesh   *Mesh
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -69,29 +71,26 @@ type Node struct {
 
 const port = "7946"
 
-var build struct {
-	once sync.Once
-	path string
-	err  error
-}
+// builds are the binaries built by this test process, by their linker flags.
+var builds sync.Map
 
-// binary builds ukai-node once per test process.
-func binary() (string, error) {
-	build.once.Do(func() {
+// binary builds ukai-node once per test process and variant.
+func binary(variant, ldflags string) (string, error) {
+	build, _ := builds.LoadOrStore(variant, sync.OnceValues(func() (string, error) {
 		root, err := Root()
 		if err != nil {
-			build.err = err
-			return
+			return "", err
 		}
-		build.path = filepath.Join(root, "bin", "ukai-node.test")
-		cmd := exec.Command("go", "build", "-o", build.path, "./cmd/ukai-node")
+		path := filepath.Join(root, "bin", variant)
+		cmd := exec.Command("go", "build", "-ldflags", ldflags, "-o", path, "./cmd/ukai-node")
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			build.err = fmt.Errorf("build ukai-node: %w: %s", err, out)
+			return "", fmt.Errorf("build ukai-node: %w: %s", err, out)
 		}
-	})
-	return build.path, build.err
+		return path, nil
+	}))
+	return build.(func() (string, error))()
 }
 
 // Root returns the directory of the repository.
@@ -120,13 +119,19 @@ func Supported() error {
 // root, FUSE or network namespaces are missing.
 func Start(t testing.TB, specs string) *Mesh {
 	t.Helper()
+	return StartNodes(t, Specs(specs))
+}
+
+// StartNodes is Start for nodes that need more said about them.
+func StartNodes(t testing.TB, specs []Spec) *Mesh {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts real processes")
 	}
 	if err := Supported(); err != nil {
 		t.Skip(err)
 	}
-	bin, err := binary()
+	bin, err := binary("ukai-node.test", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +144,7 @@ func Start(t testing.TB, specs string) *Mesh {
 	if out, err := exec.Command(bin, "mesh", "init", "--out", m.key).CombinedOutput(); err != nil {
 		t.Fatalf("mesh init: %v: %s", err, out)
 	}
-	for _, s := range Specs(specs) {
+	for _, s := range specs {
 		m.Add(s)
 	}
 	m.AwaitAlive(len(m.Nodes))
@@ -160,6 +165,11 @@ func (m *Mesh) Add(s Spec) *Node {
 	}
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		m.T.Fatal(err)
+	}
+	if n.DiskMiB > 0 {
+		if n.Volume, err = newVolume(base, n.Data, n.DiskMiB); err != nil {
+			m.T.Fatal(err)
+		}
 	}
 	m.Nodes[s.Name] = n
 	n.Start()
@@ -184,7 +194,15 @@ func (n *Node) Start() {
 	if err != nil {
 		n.mesh.T.Fatal(err)
 	}
-	cmd := n.Host.Command(context.Background(), n.mesh.bin, args...)
+	bin := n.mesh.bin
+	if n.Volume != nil {
+		args = append(args, "--reserve", fmt.Sprint(Reserve))
+		if bin, err = binary("ukai-node.reboots.test", "-X ukai/node/store.bootIDFile="+bootIDFile); err != nil {
+			n.mesh.T.Fatal(err)
+		}
+	}
+	cmd := n.Host.Command(context.Background(), bin, args...)
+	cmd.Dir = filepath.Dir(n.Log)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -361,6 +379,13 @@ func (m *Mesh) close() {
 			m.T.Logf("%s had left its mount behind", n.Name)
 		} else if !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
 			m.T.Errorf("unmount %s: %v", n.Mount, err)
+		}
+	}
+	for _, n := range m.Nodes {
+		if n.Volume != nil {
+			if err := n.Volume.close(); err != nil {
+				m.T.Error(err)
+			}
 		}
 	}
 	if m.T.Failed() {
