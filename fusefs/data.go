@@ -22,7 +22,7 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	f, err := r.file(in.NodeId)
 	if err == nil {
 		var h *handle
-		if h, err = r.open(request(cancel), f); err == nil {
+		if h, err = r.open(request(cancel), f, in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY); err == nil {
 			out.Fh, out.OpenFlags = h.fh, openFlags
 		}
 	}

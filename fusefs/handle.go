@@ -22,6 +22,9 @@ type handle struct {
 	disk Disk
 	fh   uint64
 
+	readOnly bool        // opened for reading only
+	refused  atomic.Bool // it has a lock that says to attach, and another node had the disk; see setLock
+
 	gate gate          // open while attached: mutations pass it without looking at anything else
 	turn chan struct{} // of size 1; whoever has put something in may attach and detach
 
@@ -177,6 +180,7 @@ func (h *handle) attachByLock(ctx context.Context) error {
 			return err
 		}
 		h.attached = true
+		h.refused.Store(false)
 		h.gate.open()
 	}
 	h.implicit = false

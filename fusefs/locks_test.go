@@ -283,7 +283,25 @@ func TestLockOfADiskHeldElsewhereIsRefusedAndNotTaken(t *testing.T) {
 	}
 	wantErrno(t, "lock 101", tryOFD(a, unix.F_RDLCK, 101, 1), unix.EAGAIN)
 	wantErrno(t, "lock 80 to 119", tryOFD(a, unix.F_WRLCK, 80, 40), unix.EAGAIN)
+	// Through a handle that cannot write, QEMU's way: it is told when it asks, not when it locks.
+	c := m.open(t, "vm1", os.O_RDONLY)
+	ofd(t, c, unix.F_RDLCK, 101, 1)
+	if d.isAttached() {
+		t.Error("a disk that another node holds was attached")
+	}
+	wantErrno(t, "the lock of a handle that can write", tryOFD(a, unix.F_RDLCK, 101, 1), unix.EAGAIN)
 	d.hold(false)
+	if lk := asked(t, c, unix.F_WRLCK, 201, 1); lk.Type == unix.F_UNLCK {
+		t.Error("who was not given the disk is told that nobody is in the way")
+	}
+	ofd(t, c, unix.F_RDLCK, 101, 1)
+	if lk := asked(t, c, unix.F_WRLCK, 201, 1); lk.Type != unix.F_UNLCK || !d.isAttached() {
+		t.Errorf("locked again once the disk is free: %+v is in the way, attached %v", lk, d.isAttached())
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the disk is let go", func() bool { return !d.isAttached() })
 	if lk := asked(t, b, unix.F_WRLCK, 80, 40); lk.Type != unix.F_RDLCK || lk.Start != 90 || lk.Len != 5 {
 		t.Errorf("what the refused locks left is %+v, want what was there before", lk)
 	}

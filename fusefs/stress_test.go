@@ -25,7 +25,7 @@ func openCore(t testing.TB, fs *filesystem, name string) *handle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := fs.open(t.Context(), f)
+	h, err := fs.open(t.Context(), f, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -221,7 +221,7 @@ func TestTwoQEMUsCannotHaveOneDisk(t *testing.T) {
 	eventually(t, "all let go", func() bool { return !d.isAttached() })
 	d.hold(true)
 	out, err = qemu(t, m.path("vm1")).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "Failed to lock byte 101") {
+	if err == nil || !strings.Contains(string(out), `Failed to get "write" lock`) {
 		t.Errorf("while another node has the disk: %v: %s", err, out)
 	}
 }

@@ -194,7 +194,7 @@ func (fs *filesystem) stat(ctx context.Context, f *file) (Info, error) {
 }
 
 // open returns a new handle of f.
-func (fs *filesystem) open(ctx context.Context, f *file) (*handle, error) {
+func (fs *filesystem) open(ctx context.Context, f *file, readOnly bool) (*handle, error) {
 	d, err := fs.cfg.Disks.Open(ctx, f.label())
 	if err != nil {
 		return nil, gone(err)
@@ -204,6 +204,7 @@ func (fs *filesystem) open(ctx context.Context, f *file) (*handle, error) {
 		return nil, errStale
 	}
 	h := newHandle(fs, f, d)
+	h.readOnly = readOnly
 	fs.add(h)
 	return h, nil
 }
@@ -218,7 +219,7 @@ func gone(err error) error {
 
 // borrow runs op with a disk handle of f for a request that comes without a handle.
 func (fs *filesystem) borrow(ctx context.Context, f *file, op func(*handle) error) error {
-	h, err := fs.open(ctx, f)
+	h, err := fs.open(ctx, f, false)
 	if err != nil {
 		return err
 	}
@@ -246,13 +247,22 @@ func (f *file) settle(fs *filesystem) {
 }
 
 // setLock takes l through h, and attaches the disk if l says so.
+//
+// QEMU first locks what it wants on a handle that is only open for reading, and then asks whether anybody is in the way: that
+// question has the better message ("Failed to get "write" lock") than a lock that is refused. So a shared lock through
+// such a handle, with which nothing can be written, is granted also while another node has the disk, without attaching it.
 func (h *handle) setLock(ctx context.Context, l lock, whole, wait bool) error {
 	replaced, err := h.file.locks.acquire(ctx, l, whole, wait)
 	if err != nil || whole {
 		return err
 	}
 	if l.attaches() {
-		if err := h.attachByLock(ctx); err != nil {
+		err := h.attachByLock(ctx)
+		if errors.Is(err, ukai.ErrHeld) && h.readOnly && !l.write {
+			h.refused.Store(true)
+			return nil
+		}
+		if err != nil {
 			h.file.locks.restore(l, replaced)
 			if !errors.Is(err, context.Canceled) {
 				h.fs.warn("attach", h.file, err)
@@ -282,7 +292,7 @@ func (h *handle) query(ctx context.Context, l lock, whole bool) (*lock, error) {
 	if other != nil || err != nil || whole || !l.asksForWriters() {
 		return other, err
 	}
-	if d, ok := h.disk.(Elsewhere); ok && d.HeldElsewhere(ctx) {
+	if d, ok := h.disk.(Elsewhere); h.refused.Load() || ok && d.HeldElsewhere(ctx) {
 		return &lock{start: l.start, end: l.end, write: true}, nil
 	}
 	return nil, nil
