@@ -74,8 +74,8 @@ func image(t *testing.T, size string) string {
 func TestAnImageConvertedIntoADiskIsIdenticalThroughThreeMounts(t *testing.T) {
 	need(t, "qemu-img", "mkfs.ext4")
 	m := proc.Start(t, "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness")
-	source := image(t, "256M")
-	m.Nodes["t1"].Must("disk", "create", "vm1", "256M", "dc=tokyo:2")
+	source := image(t, "128M")
+	m.Nodes["t1"].Must("disk", "create", "vm1", "128M", "dc=tokyo:2")
 	m.AwaitDisk("vm1")
 	sh(t, "qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", source, m.Nodes["t1"].Path("vm1"))
 	for _, node := range []string{"t1", "t2", "o1"} {
@@ -136,7 +136,7 @@ func TestFioSeesNoErrorWhileAReplicaIsKilled(t *testing.T) {
 	m.AwaitDisk("vm1")
 
 	fio := exec.Command("fio", "--name=verify", "--filename="+t1.Path("vm1"), "--rw=randrw", "--bsrange=4k-64k", "--direct=1", "--ioengine=libaio", "--iodepth=8",
-		"--size=64M", "--verify=crc32c", "--verify_backlog=64", "--time_based", fmt.Sprintf("--runtime=%d", seconds), "--fsync=128", "--group_reporting")
+		"--size=64M", "--verify=crc32c", "--verify_backlog=64", "--verify_state_save=0", "--time_based", fmt.Sprintf("--runtime=%d", seconds), "--fsync=128", "--group_reporting")
 	out, err := os.CreateTemp(t.TempDir(), "fio")
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,287 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ukai/testnet/guest"
+	"ukai/testnet/proc"
+)
+
+// vm is a guest with a disk of a mesh, which it writes and verifies all the time, and the QEMU it runs in at the moment.
+type vm struct {
+	m     *proc.Mesh
+	image guest.Image
+	dir   string
+	count int // QEMUs started
+	host  string
+	*machine
+}
+
+// machine is one QEMU.
+type machine struct {
+	*guest.Guest
+	monitor  *guest.Monitor
+	incoming string
+}
+
+const vmDisk = "vm1"
+
+func (v *vm) config(node string) guest.Config {
+	return guest.Config{Image: v.image, Disk: v.m.Nodes[node].Path(vmDisk), Cache: "none", Rounds: 1 << 20, MiB: 4, IOSize: 8192}
+}
+
+// start starts a QEMU on a node: a new guest, or one that waits for a migration.
+func (v *vm) start(node string, waits bool) *machine {
+	v.m.T.Helper()
+	v.count++
+	socket := filepath.Join(v.dir, fmt.Sprint("monitor", v.count))
+	c := v.config(node)
+	c.Args = guest.MonitorArgs(socket)
+	q := &machine{}
+	if waits {
+		q.incoming = "unix:" + filepath.Join(v.dir, fmt.Sprint("incoming", v.count))
+		c.Args = append(c.Args, "-incoming", q.incoming)
+	}
+	var err error
+	if q.Guest, err = c.Start(context.Background()); err != nil {
+		v.m.T.Fatal(err)
+	}
+	v.m.T.Cleanup(func() {
+		q.Kill()
+		if v.m.T.Failed() {
+			v.m.T.Logf("console of a guest on %s:\n%s", node, q.Console())
+		}
+	})
+	v.m.Await("monitor of QEMU on "+node, func() error {
+		select {
+		case <-q.Exited():
+			v.m.T.Fatalf("QEMU on %s ended: %s", node, q.Console())
+		default:
+		}
+		q.monitor, err = guest.DialMonitor(socket)
+		return err
+	})
+	return q
+}
+
+func (q *machine) do(command string, arguments map[string]any) error {
+	if arguments == nil {
+		arguments = map[string]any{}
+	}
+	return q.monitor.Execute(command, arguments, nil)
+}
+
+// migration returns how the migration from here stands.
+func (q *machine) migration() (string, error) {
+	var m struct {
+		Status string
+		Desc   string `json:"error-desc"`
+	}
+	err := q.monitor.Execute("query-migrate", nil, &m)
+	if m.Desc != "" {
+		return m.Status + ": " + m.Desc, err
+	}
+	return m.Status, err
+}
+
+// works waits until the guest has finished another round: written everything, and verified it here.
+func (v *vm) works() {
+	v.m.T.Helper()
+	before := v.Rounds()
+	v.m.Await("another round of the guest on "+v.host, func() error {
+		select {
+		case <-v.Exited():
+			v.m.T.Fatalf("QEMU on %s ended: %s", v.host, v.Console())
+		default:
+		}
+		if strings.Contains(v.Console(), "guest: FAIL") {
+			v.m.T.Fatalf("the guest on %s: %s", v.host, v.Console())
+		}
+		if v.Rounds() == before {
+			return errors.New(v.Console())
+		}
+		return nil
+	})
+}
+
+// setup makes migrations from here slow, so that there is time to disturb them, and lets them stop before they switch over.
+func (v *vm) setup(slow, pause bool) {
+	v.m.T.Helper()
+	speed := 1 << 30
+	if slow {
+		speed = 1 << 20
+	}
+	err := errors.Join(
+		v.do("migrate-set-parameters", map[string]any{"max-bandwidth": speed, "downtime-limit": 1000}),
+		v.do("migrate-set-capabilities", map[string]any{"capabilities": []any{map[string]any{"capability": "pause-before-switchover", "state": pause}}}))
+	if err != nil {
+		v.m.T.Fatal(err)
+	}
+}
+
+// begin starts to migrate the guest to a node and waits until the migration is in a state.
+func (v *vm) begin(node, state string) (target *machine) {
+	v.m.T.Helper()
+	target = v.start(node, true)
+	if err := v.do("migrate", map[string]any{"uri": target.incoming}); err != nil {
+		v.m.T.Fatal(err)
+	}
+	v.await(state)
+	return target
+}
+
+// await waits for a state of the migration from here.
+func (v *vm) await(state string) {
+	v.m.T.Helper()
+	v.m.Await("migration "+state, func() error {
+		s, err := v.migration()
+		if err == nil && !strings.HasPrefix(s, state) {
+			err = errors.New(s)
+			if strings.HasPrefix(s, "failed") {
+				v.m.T.Fatalf("migration: %s", s)
+			}
+		}
+		return err
+	})
+}
+
+// migrate moves the guest to a node.
+func (v *vm) migrate(node string) {
+	v.m.T.Helper()
+	v.setup(false, false)
+	source := v.machine
+	target := v.begin(node, "completed")
+	v.machine, v.host = target, node
+	source.Kill()
+}
+
+// restart starts a new guest on a node after the old one was lost: first one that verifies what that one had left.
+func (v *vm) restart(node string, rounds int) {
+	v.m.T.Helper()
+	c := v.config(node)
+	c.Verify, c.AtLeast, c.Rounds = true, true, rounds
+	v.m.Await("the disk of the lost guest on "+node, func() error {
+		console, err := c.Run(context.Background())
+		if err != nil && !strings.Contains(console, "lock") {
+			v.m.T.Fatalf("a guest on %s that only verifies: %v", node, err)
+		}
+		return err
+	})
+	v.machine, v.host = v.start(node, false), node
+	v.works()
+}
+
+func TestAGuestMigratesBetweenHostsUnderLoadAndNeverSeesAnErrorOrAWrongByte(t *testing.T) {
+	need(t, "qemu-system-x86_64")
+	root, err := proc.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := guest.Build(t.Context(), root, t.TempDir())
+	if err != nil {
+		t.Skip(err)
+	}
+	m := proc.Start(t, "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness")
+	m.Nodes["t1"].Must("disk", "create", vmDisk, "16M", "dc=tokyo:2")
+	m.AwaitDisk(vmDisk)
+	dir, err := os.MkdirTemp("", "ukai-vm-") // the path of a unix socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	v := &vm{m: m, image: img, dir: dir}
+	v.machine, v.host = v.start("t1", false), "t1"
+	v.works()
+
+	step := func(what string) {
+		t.Logf("%s: %s; the guest is on %s", time.Now().Format("15:04:05.000"), what, v.host)
+	}
+	for range 5 {
+		v.migrate("o1")
+		v.works()
+		v.migrate("t1")
+		step("there and back")
+	}
+	v.works()
+
+	out, err := v.config("o1").Run(t.Context())
+	if err == nil || !strings.Contains(out, `Failed to get "write" lock`) {
+		t.Errorf("a second QEMU on o1 while the guest runs on t1: %v: %s", err, out)
+	}
+	v.works()
+	step("a second QEMU was refused")
+
+	v.setup(true, false)
+	target := v.begin("o1", "active")
+	if err := v.do("migrate_cancel", nil); err != nil {
+		t.Fatal(err)
+	}
+	v.await("cancelled")
+	target.Kill()
+	v.works()
+	step("cancelled while memory was copied")
+
+	target = v.begin("o1", "active")
+	target.Kill()
+	m.Await("failure of the migration", func() error {
+		if s, err := v.migration(); err != nil || !strings.HasPrefix(s, "failed") {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+		return nil
+	})
+	v.works()
+	step("the target was killed while memory was copied")
+
+	v.setup(false, true)
+	target = v.begin("o1", "pre-switchover")
+	if err := v.do("migrate_cancel", nil); err != nil {
+		t.Fatal(err)
+	}
+	v.await("cancelled")
+	target.Kill()
+	v.works()
+	step("cancelled before the switch-over")
+
+	target = v.begin("o1", "pre-switchover")
+	target.Kill()
+	_ = v.do("migrate-continue", map[string]any{"state": "pre-switchover"}) // it may have noticed
+	m.Await("failure of the migration", func() error {
+		if s, err := v.migration(); err != nil || !strings.HasPrefix(s, "failed") {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+		return nil
+	})
+	v.works()
+	step("the target was killed before the switch-over")
+
+	rounds := v.Rounds()
+	target = v.begin("o1", "pre-switchover")
+	v.Kill()
+	<-target.Exited()
+	v.restart("o1", rounds)
+	step("the source was killed before the switch-over")
+
+	v.setup(false, false)
+	rounds = v.Rounds()
+	target = v.begin("t1", "completed")
+	target.Kill()
+	v.Kill()
+	v.restart("t2", rounds)
+	step("the target was killed after the switch-over")
+
+	if err := v.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(v.Wait(), guest.Verdict(v.Console())); err != nil {
+		t.Fatalf("the guest in the end: %v: %s", err, v.Console())
+	}
+}
