@@ -51,6 +51,11 @@ test: ## every test: unit, property, simulation, end-to-end with real mounts (ro
 model: ## explore the real protocol code by random walks; MINUTES=n per package (default 10), SEED=n to begin with
 	MODEL_MINUTES=$(or $(MINUTES),10) MODEL_SEED=$(SEED) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./node/cell ./node/volume
 
+.PHONY: chaos
+chaos: ## break a real mesh at random and check what its users see; MINUTES=n (default 10), SEED=s
+	@.ci/setup test
+	$(GO) test ./testnet/chaos -run TestNoAcknowledgedWrite -count=1 -v -timeout $$(( $(or $(MINUTES),10) * 4 + 10 ))m -for $(or $(MINUTES),10)m -seed $(or $(SEED),0)
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser of outside bytes; MINUTES=n in all (default 10)
 	.ci/fuzz $(or $(MINUTES),10)

@@ -1,0 +1,441 @@
+//go:build linux
+
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ukai/testnet/guest"
+	"ukai/testnet/proc"
+)
+
+var (
+	runFor = flag.Duration("for", 70*time.Second, "how long to break things; the check comes on top")
+	seed   = flag.Uint64("seed", 0, "seed of the faults; 0: a new one")
+)
+
+const (
+	episode   = 35 * time.Second // of faults, with disks of its own
+	volumeMiB = 256
+	// settle is how long replicas that are not in sync are waited for, once all is healed and nothing changes any more.
+	settle = 5 * time.Second
+)
+
+func TestNoAcknowledgedWriteIsLostAndNothingStaleIsReadUnderRandomFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs real processes for minutes")
+	}
+	if *seed == 0 {
+		*seed = rand.Uint64N(1 << 32)
+	}
+	r := newRun(t, *seed, *runFor)
+	defer r.report()
+	for end := time.Now().Add(*runFor); time.Now().Before(end) && !t.Failed(); r.episodes++ {
+		r.episode(min(time.Until(end), episode))
+	}
+}
+
+// run is one run of several episodes.
+type run struct {
+	t        *testing.T
+	seed     uint64
+	begin    time.Time
+	m        *proc.Mesh
+	nodes    []*proc.Node
+	mounts   []*proc.Node // through which disks are used
+	hands    []*hand
+	dir      string // for the report and what a failure leaves
+	image    guest.Image
+	nextID   atomic.Uint64
+	episodes int
+	rng      *rand.Rand
+
+	lines  []string
+	faults map[string]int
+	counts map[string]int
+	stalls []*operation
+	checks verdict
+	back   [2]int // replicas in sync after an episode, of how many
+}
+
+func newRun(t *testing.T, seed uint64, d time.Duration) *run {
+	root, err := proc.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{
+		t: t, seed: seed, begin: time.Now(), faults: map[string]int{}, counts: map[string]int{}, rng: rand.New(rand.NewPCG(seed, 0x6368616f73)),
+		dir: filepath.Join(root, "run", "chaos", strconv.FormatUint(seed, 10)),
+	}
+	if err := errors.Join(os.RemoveAll(r.dir), os.MkdirAll(r.dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	r.image, err = guest.Build(t.Context(), root, t.TempDir())
+	if _, missing := exec.LookPath("qemu-system-x86_64"); err != nil || missing != nil {
+		t.Skipf("no guest: %v %v", err, missing)
+	}
+	if _, err := exec.LookPath("fio"); err != nil {
+		t.Skip("fio is not installed: run .ci/setup test")
+	}
+	if r.hands, err = newHands(4 * workersPerNode); err != nil {
+		t.Skip(err)
+	}
+	specs := proc.Specs("t1:tokyo t2:tokyo o1:osaka o2:osaka w1:fukuoka:witness")
+	for i := range specs {
+		if !specs[i].Witness {
+			specs[i].DiskMiB = volumeMiB
+		}
+	}
+	r.m = proc.StartNodes(t, specs)
+	for _, s := range specs {
+		n := r.m.Nodes[s.Name]
+		r.nodes = append(r.nodes, n)
+		if !s.Witness {
+			r.mounts = append(r.mounts, n)
+		}
+	}
+	r.logf("seed %d for %v; to repeat: make chaos SEED=%d MINUTES=%.0f", seed, d, seed, max(1, d.Minutes()))
+	return r
+}
+
+func (r *run) logf(format string, args ...any) {
+	line := fmt.Sprintf("%8.2fs %s %s", time.Since(r.begin).Seconds(), clock(time.Now()), fmt.Sprintf(format, args...))
+	r.lines = append(r.lines, line)
+	r.t.Log(line)
+}
+
+func (r *run) fail(format string, args ...any) {
+	r.t.Helper()
+	r.lines = append(r.lines, "FAILED: "+fmt.Sprintf(format, args...))
+	r.t.Errorf(format, args...)
+}
+
+// episode breaks things for a while with new disks, heals, and checks everything.
+func (r *run) episode(d time.Duration) {
+	n := r.episodes + 1
+	recorded, other := fmt.Sprintf("rec%d", n), fmt.Sprintf("own%d", n)
+	spared := r.mounts[r.rng.IntN(len(r.mounts))]
+	faultSeed, workSeed := r.rng.Uint64(), r.rng.Uint64()
+	at := r.nodes[0]
+	at.Must("disk", "create", recorded, "16M", "dc=tokyo:2", "dc=osaka:1", "--block-size", "1M")
+	at.Must("disk", "create", other, "32M", "dc=tokyo:1", "dc=osaka:1", "--block-size", "1M")
+	r.m.AwaitDisk(recorded)
+	r.m.AwaitDisk(other)
+
+	rec := newRecorder(uint32(n), recorded, r.mounts, r.hands, &r.nextID)
+	rec.start(workSeed)
+	var own verifier
+	if n%2 == 1 {
+		own = r.fio(spared.Path(other), d)
+	} else {
+		own = r.guest(spared.Path(other))
+	}
+	r.logf("episode %d: %s is recorded through %d mounts, %s on %s verifies itself", n, recorded, len(r.mounts), own.what, spared.Name)
+	b := &breaker{
+		m: r.m, rng: rand.New(rand.NewPCG(faultSeed, 1)), nodes: r.nodes, spared: spared, disks: []string{recorded, other}, log: r.logf, counts: r.faults,
+	}
+	b.shape()
+	if err := b.run(time.Now().Add(d)); err != nil {
+		r.fail("episode %d: %v", n, err)
+	}
+	r.logf("all is healed")
+	r.m.AwaitAlive(len(r.nodes))
+	if hanging := rec.finish(proc.Patience); len(hanging) > 0 {
+		r.fail("operations have not returned %v after all was healed: %v", proc.Patience, hanging)
+		return
+	}
+	r.logf("all operations have returned")
+	if err := own.end(); err != nil {
+		r.fail("%s on %s: %v", own.what, spared.Name, err)
+	}
+	r.logf("%s has ended", own.what)
+	r.settled(b, recorded, other)
+	r.compare(rec, recorded)
+	r.logf("%s was read through all mounts", recorded)
+	r.compareFiles(b, recorded)
+	r.compareFiles(b, other)
+	r.check(rec)
+	for _, disk := range []string{recorded, other} {
+		r.m.Await("removal of "+disk, func() error {
+			_, err := at.Run("disk", "rm", disk, "--grace", "0", "--yes")
+			return err
+		})
+	}
+}
+
+// verifier is a program that writes a disk and verifies what it wrote.
+type verifier struct {
+	what string
+	end  func() error // waits for its end, after all was healed
+}
+
+func (r *run) fio(path string, d time.Duration) verifier {
+	var out bytes.Buffer
+	cmd := exec.Command("fio", "--name=chaos", "--filename="+path, "--rw=randrw", "--bsrange=4k-32k", "--direct=1", "--ioengine=libaio", "--iodepth=4", "--size=32M",
+		"--verify=crc32c", "--verify_backlog=32", "--verify_fatal=1", "--verify_state_save=0", "--rate_iops=80,80", "--fsync=64", "--time_based", fmt.Sprintf("--runtime=%d", int(d.Seconds())))
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	return verifier{"fio", func() error {
+		select {
+		case err := <-done:
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out.String())
+			}
+			return nil
+		case <-time.After(2 * proc.Patience):
+			_ = cmd.Process.Kill()
+			return errors.New("it does not end")
+		}
+	}}
+}
+
+func (r *run) guest(path string) verifier {
+	ctx, cancel := context.WithCancel(context.Background())
+	g, err := guest.Config{Image: r.image, Disk: path, Cache: "none", Rounds: 1 << 20, MiB: 2, IOSize: 8192}.Start(ctx)
+	if err != nil {
+		cancel()
+		r.t.Fatal(err)
+	}
+	return verifier{"a guest", func() error {
+		defer cancel()
+		if err := g.Stop(); err != nil {
+			return fmt.Errorf("%w: its console: %s", err, g.Console())
+		}
+		select {
+		case <-g.Exited():
+		case <-time.After(2 * proc.Patience):
+			g.Kill()
+			return fmt.Errorf("it does not end: its console: %s", g.Console())
+		}
+		r.counts["rounds of the guest"] += g.Rounds()
+		return errors.Join(g.Wait(), guest.Verdict(g.Console()))
+	}}
+}
+
+// settled waits until the disks are let go and, for a while, until all replicas are in sync.
+func (r *run) settled(b *breaker, disks ...string) {
+	for _, disk := range disks {
+		var s shown
+		r.m.Await(disk+" idle", func() (err error) {
+			if s, err = b.ask(disk); err == nil && s.State != "idle" {
+				err = fmt.Errorf("%s: %s", &s, s.Why)
+			}
+			return err
+		})
+		out := func() (n int) {
+			for _, x := range s.Replicas {
+				if x.Role != "in sync" {
+					n++
+				}
+			}
+			return n
+		}
+		last := s.String()
+		for start := time.Now(); out() > 0 && time.Since(start) < settle; time.Sleep(500 * time.Millisecond) {
+			if now, err := b.ask(disk); err == nil {
+				s = now
+			}
+			if s.String() != last {
+				last, start = s.String(), time.Now()
+			}
+		}
+		r.back[0] += len(s.Replicas) - out()
+		r.back[1] += len(s.Replicas)
+		r.logf("%s is %v", disk, &s)
+	}
+}
+
+// compare reads the recorded disk through every mount.
+func (r *run) compare(rec *recorder, disk string) {
+	var first []byte
+	for i, n := range r.mounts {
+		all, err := rec.readAll(n, 100+i)
+		if err != nil {
+			r.fail("%v", err)
+			continue
+		}
+		if first == nil {
+			first = all
+		} else if !bytes.Equal(first, all) {
+			r.fail("%s reads differently through %s and %s", disk, r.mounts[0].Name, n.Name)
+		}
+	}
+}
+
+// compareFiles compares what the in-sync replicas hold, byte for byte, while nobody has the disk.
+func (r *run) compareFiles(b *breaker, disk string) {
+	var s shown
+	r.m.Await(disk+" idle", func() (err error) {
+		if s, err = b.ask(disk); err == nil && s.State != "idle" {
+			err = fmt.Errorf("%s: %s", &s, s.Why)
+		}
+		return err
+	})
+	var first []byte
+	from := ""
+	for _, x := range s.Replicas {
+		if x.Role != "in sync" {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(r.m.Nodes[x.Node.Name].Data, "replicas", s.ID, x.ID, "0.img"))
+		if err != nil {
+			r.fail("%s: %v", disk, err)
+			continue
+		}
+		if first == nil {
+			first, from = data, x.Node.Name
+		} else if i := differ(first, data); i >= 0 {
+			r.fail("%s: the in-sync replicas on %s and %s differ first at byte %d", disk, from, x.Node.Name, i)
+		}
+	}
+	if first == nil {
+		r.fail("%s has no in-sync replica: %v", disk, &s)
+	}
+}
+
+// differ returns the first byte in which two files differ, or -1. Where one ends it holds zeros.
+func differ(a, b []byte) int64 {
+	if bytes.Equal(a, b) {
+		return -1
+	}
+	for i := range max(len(a), len(b)) {
+		var x, y byte
+		if i < len(a) {
+			x = a[i]
+		}
+		if i < len(b) {
+			y = b[i]
+		}
+		if x != y {
+			return int64(i)
+		}
+	}
+	return -1
+}
+
+// check checks the history.
+func (r *run) check(rec *recorder) {
+	if text := rec.faulty.Load(); text != nil {
+		r.fail("%s: %s", rec.name, *text)
+	}
+	for _, n := range r.mounts {
+		log, err := os.ReadFile(n.Log)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		rec.attached(n.Name, rec.name, string(log))
+	}
+	start := time.Now()
+	v := rec.check(r.dir)
+	for _, text := range v.violations {
+		r.fail("%s: %s", rec.name, text)
+	}
+	counts, stalls := rec.summary()
+	for k, n := range counts {
+		r.counts[k] += n
+	}
+	r.stalls = append(r.stalls, stalls...)
+	r.checks.sectors += v.sectors
+	r.checks.accesses += v.accesses
+	r.checks.unknown += v.unknown
+	r.counts["attachments"] += len(rec.attachments)
+	r.logf("%s: %d operations on %d sectors, %d attachments, checked in %v: %d violations, %d not decided", rec.name, len(rec.ops), v.sectors, len(rec.attachments),
+		time.Since(start).Round(time.Millisecond), len(v.violations), v.unknown)
+}
+
+// resynced sums up what nodes say of bytes copied to returning replicas.
+func (r *run) resynced() (sum float64, known bool) {
+	for _, n := range r.nodes {
+		client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", n.Socket)
+		}}}
+		answer, err := client.Get("http://node/metrics")
+		if err != nil {
+			continue
+		}
+		text, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
+		_ = answer.Body.Close()
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if strings.HasPrefix(name, "ukai_") && strings.Contains(name, "resync") && strings.Contains(name, "bytes") {
+				if x, err := strconv.ParseFloat(value, 64); err == nil {
+					sum, known = sum+x, true
+				}
+			}
+		}
+	}
+	return sum, known
+}
+
+// report writes what the run was like, and what a failure needs.
+func (r *run) report() {
+	var out strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&out, format+"\n", args...) }
+	say("chaos, seed %d: %d episodes in %v; failed: %v", r.seed, r.episodes, time.Since(r.begin).Round(time.Second), r.t.Failed())
+	for _, k := range slices.Sorted(maps.Keys(r.faults)) {
+		say("  fault %-12s %d", k, r.faults[k])
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.counts)) {
+		say("  %-40s %d", k, r.counts[k])
+	}
+	say("  histories: %d sectors, %d accesses, %d sectors not decided in %v", r.checks.sectors, r.checks.accesses, r.checks.unknown, checkFor)
+	say("  replicas in sync at the end of an episode: %d of %d", r.back[0], r.back[1])
+	if n, known := r.resynced(); known {
+		say("  resynced: %.0f bytes (by processes still running)", n)
+	} else {
+		say("  resynced: the nodes do not tell")
+	}
+	slices.SortFunc(r.stalls, func(a, b *operation) int { return int(b.ret.Sub(b.call) - a.ret.Sub(a.call)) })
+	longest := time.Duration(0)
+	if len(r.stalls) > 0 {
+		longest = r.stalls[0].ret.Sub(r.stalls[0].call)
+	}
+	say("  operations of more than %v: %d, the longest %v", stallWorthTold, len(r.stalls), longest.Round(time.Millisecond))
+	summary := out.String()
+	for _, o := range r.stalls[:min(len(r.stalls), 50)] {
+		say("  %v: %v", o.ret.Sub(o.call).Round(time.Millisecond), o)
+	}
+	say("%s", strings.Join(r.lines, "\n"))
+	path := filepath.Join(r.dir, "report")
+	if err := os.WriteFile(path, []byte(out.String()), 0o600); err != nil {
+		r.t.Error(err)
+	}
+	r.t.Logf("%s\nthe report is %s", summary, path)
+	for _, n := range r.nodes {
+		data, err := os.ReadFile(n.Log)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(r.dir, n.Name+".log"), data, 0o600)
+		}
+		if err != nil {
+			r.t.Error(err)
+		}
+	}
+	if r.t.Failed() {
+		r.t.Logf("histories and logs are in %s; the same faults again: make chaos SEED=%d MINUTES=%.0f", r.dir, r.seed, max(1, runFor.Minutes()))
+	}
+}

@@ -1,0 +1,10 @@
+// Package chaos breaks a mesh of real processes at random, from a seed, and holds what its users see against what UKAI
+// guarantees: nodes are killed, frozen, cut off, slowed down, filled up and lose power while programs read and write disks
+// through several mounts. Every sector written tells which write it is, so a read names the write it saw, and the history of each
+// sector is checked for strict linearizability; fio and a virtual machine verify their own writes besides.
+//
+//	make chaos MINUTES=10 SEED=7
+//
+// A run consists of episodes, each with new disks. A seed fixes the faults and when they come, not what the processes do
+// meanwhile, so a failure keeps its history and logs under run/chaos.
+package chaos

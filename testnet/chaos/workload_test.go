@@ -1,0 +1,317 @@
+//go:build linux
+
+package chaos
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ukai/testnet/proc"
+)
+
+const (
+	diskBytes        = 16 << 20
+	diskSectors      = diskBytes / sectorSize
+	workersPerNode   = 2
+	maxSectors       = 16                     // of one operation
+	window           = 96                     // sectors that are used at a time, so that operations meet
+	windowFor        = 8 * time.Second        // then other sectors are used, so that no sector's history is too long to check
+	pause            = 30 * time.Millisecond  // between two operations of a worker, at most
+	pauseAfterError  = 250 * time.Millisecond // so that a node that fails does not fill the history with writes of unknown outcome
+	stallWorthTold   = time.Second
+	writesAwayOfHome = 50 // every so many operations a worker tries to write where another node has the disk
+)
+
+// hand is a thread that uses files of the mounts. Its table of open files is its own: a process that has such files open cannot start
+// programs while the node behind one is frozen, for the child closes its copies, which asks the node.
+type hand struct {
+	jobs chan func()
+}
+
+// newHands returns n hands. It is called before anything is open that others need to see closed.
+func newHands(n int) ([]*hand, error) {
+	hands := make([]*hand, n)
+	for i := range hands {
+		h := &hand{jobs: make(chan func())}
+		hands[i] = h
+		ready := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never unlock: the thread ends with this goroutine
+			ready <- unix.Unshare(unix.CLONE_FILES)
+			for job := range h.jobs {
+				job()
+			}
+		}()
+		if err := <-ready; err != nil {
+			return nil, fmt.Errorf("a table of open files for a thread: %w", err)
+		}
+	}
+	return hands, nil
+}
+
+// do runs f on the hand's thread.
+func (h *hand) do(f func()) {
+	done := make(chan struct{})
+	h.jobs <- func() { defer close(done); f() }
+	<-done
+}
+
+// handFile is a file that is open on a hand.
+type handFile struct {
+	hand *hand
+	fd   int
+}
+
+func (h *hand) open(path string, flags int) (f *handFile, err error) {
+	h.do(func() {
+		var fd int
+		if fd, err = unix.Open(path, flags|unix.O_CLOEXEC, 0); err == nil {
+			f = &handFile{h, fd}
+		}
+	})
+	return f, err
+}
+
+func (f *handFile) at(op func(fd int, p []byte, off int64) (int, error), p []byte, off int64) (err error) {
+	f.hand.do(func() {
+		for len(p) > 0 && err == nil {
+			var n int
+			switch n, err = op(f.fd, p, off); {
+			case errors.Is(err, unix.EINTR): // again, as package os does
+				n, err = 0, nil
+			case n == 0 && err == nil:
+				err = io.ErrUnexpectedEOF
+			}
+			p, off = p[max(n, 0):], off+int64(max(n, 0))
+		}
+	})
+	return err
+}
+
+func (f *handFile) read(p []byte, off int64) error  { return f.at(unix.Pread, p, off) }
+func (f *handFile) write(p []byte, off int64) error { return f.at(unix.Pwrite, p, off) }
+
+func (f *handFile) close() (err error) {
+	f.hand.do(func() { err = unix.Close(f.fd) })
+	return err
+}
+
+// recorder reads and writes one disk through the mounts of several nodes and records all of it. One node is the disk's home at a
+// time; the workers of the others mostly read. The home moves, at times while the old one is down.
+type recorder struct {
+	history
+	disk   uint32
+	name   string
+	nodes  []*proc.Node
+	hands  []*hand // workersPerNode for each node
+	begin  time.Time
+	home   atomic.Int32
+	stop   chan struct{}
+	wg     sync.WaitGroup
+	nextID *atomic.Uint64
+
+	faulty  atomic.Pointer[string] // a sector that is garbage
+	stalled sync.Map               // *operation under way -> struct{}
+}
+
+func newRecorder(disk uint32, name string, nodes []*proc.Node, hands []*hand, nextID *atomic.Uint64) *recorder {
+	return &recorder{disk: disk, name: name, nodes: nodes, hands: hands, begin: time.Now(), stop: make(chan struct{}), nextID: nextID}
+}
+
+func (r *recorder) start(seed uint64) {
+	for i := range r.nodes {
+		for k := range workersPerNode {
+			w := &worker{r: r, at: i, number: i*workersPerNode + k, rng: rand.New(rand.NewPCG(seed, uint64(i*workersPerNode+k)))}
+			r.wg.Go(w.run)
+		}
+	}
+	r.wg.Go(func() {
+		rng := rand.New(rand.NewPCG(seed, 0x686f6d65))
+		for r.sleep(2*time.Second + rand.N(7*time.Second)) {
+			r.home.Store(int32(rng.IntN(len(r.nodes))))
+		}
+	})
+}
+
+// sleep returns false when the recorder stops.
+func (r *recorder) sleep(d time.Duration) bool {
+	select {
+	case <-r.stop:
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// finish ends the workers, and says which operations do not return within a time.
+func (r *recorder) finish(within time.Duration) (hanging []*operation) {
+	close(r.stop)
+	done := make(chan struct{})
+	go func() { r.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(within):
+		r.stalled.Range(func(op, _ any) bool { hanging = append(hanging, op.(*operation)); return true })
+	}
+	return hanging
+}
+
+// worker is one program that uses the disk through one node's mount.
+type worker struct {
+	r      *recorder
+	at     int
+	number int
+	rng    *rand.Rand
+	file   *handFile
+	wrote  bool // file has the disk attached, maybe
+}
+
+func (w *worker) run() {
+	defer w.close()
+	buf := make([]byte, maxSectors*sectorSize)
+	for w.r.sleep(rand.N(pause)) {
+		home := int(w.r.home.Load()) == w.at
+		if w.wrote && !home {
+			w.close()
+		}
+		if w.file == nil {
+			f, err := w.r.hands[w.number].open(w.r.nodes[w.at].Path(w.r.name), unix.O_RDWR)
+			if err != nil {
+				if !w.r.sleep(pauseAfterError) {
+					return
+				}
+				continue
+			}
+			w.file = f
+		}
+		write := home && w.rng.IntN(2) == 0 || !home && w.rng.IntN(writesAwayOfHome) == 0
+		count := 1 + w.rng.IntN(maxSectors)
+		if w.rng.IntN(2) == 0 {
+			count = 1
+		}
+		if err := w.do(buf[:count*sectorSize], write, w.sector(count)); err != nil {
+			w.close()
+			if !w.r.sleep(pauseAfterError) {
+				return
+			}
+		}
+	}
+}
+
+// sector chooses where to read or write. All workers use the same few sectors for a while; some lie across the border of two blocks.
+func (w *worker) sector(count int) int64 {
+	generation := int64(time.Since(w.r.begin) / windowFor)
+	first := generation * 1021 * window % (diskSectors - window)
+	if generation%3 == 0 {
+		first = (generation/3+1)*(1<<20)/sectorSize%diskSectors - window/2 // the disk has blocks of 1 MiB
+	}
+	first = min(max(first, 0), diskSectors-window)
+	return first + w.rng.Int64N(int64(window-count+1))
+}
+
+// do runs one operation and records it.
+func (w *worker) do(p []byte, write bool, sector int64) error {
+	o := &operation{node: w.r.nodes[w.at].Name, worker: w.number, write: write, sector: sector, count: len(p) / sectorSize}
+	if write {
+		w.wrote = true
+		o.id = opID(w.r.nextID.Add(1))
+		fill(p, w.r.disk, sector, o.id)
+	}
+	o.call = time.Now()
+	w.r.stalled.Store(o, nil)
+	if write {
+		o.err = w.file.write(p, sector*sectorSize)
+	} else {
+		o.err = w.file.read(p, sector*sectorSize)
+	}
+	o.ret = time.Now()
+	w.r.stalled.Delete(o)
+	switch {
+	case errors.Is(o.err, syscall.EBUSY):
+		o.end = refused
+	case o.err != nil:
+		o.end = maybe
+	case !write:
+		o.saw = w.r.see(p, sector)
+	}
+	w.r.add(o)
+	return o.err
+}
+
+// see names the writes that sectors are from.
+func (r *recorder) see(p []byte, sector int64) []opID {
+	ids := make([]opID, len(p)/sectorSize)
+	for i := range ids {
+		id, err := saw(p[i*sectorSize:][:sectorSize], r.disk, sector+int64(i))
+		if err != nil {
+			text := err.Error()
+			r.faulty.CompareAndSwap(nil, &text)
+		}
+		ids[i] = id
+	}
+	return ids
+}
+
+func (w *worker) close() {
+	if w.file != nil {
+		_ = w.file.close() // it flushes; what that fails at, the history will tell
+		w.file, w.wrote = nil, false
+	}
+}
+
+// readAll reads the whole disk through one mount and records it.
+func (r *recorder) readAll(n *proc.Node, worker int) ([]byte, error) {
+	f, err := os.Open(n.Path(r.name))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	o := &operation{node: n.Name, worker: worker, count: diskSectors, call: time.Now()}
+	all := make([]byte, diskBytes)
+	if _, err := f.ReadAt(all, 0); err != nil {
+		return nil, fmt.Errorf("read %s through %s: %w", r.name, n.Name, err)
+	}
+	o.ret = time.Now()
+	o.saw = r.see(all, 0)
+	r.add(o)
+	return all, nil
+}
+
+// summary counts operations and tells the longest.
+func (r *recorder) summary() (counts map[string]int, longest []*operation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	counts = map[string]int{}
+	for _, o := range r.ops {
+		kind := "reads"
+		if o.write {
+			kind = "writes"
+		}
+		switch {
+		case o.err == nil:
+			counts[kind]++
+		default:
+			if no := syscall.Errno(0); errors.As(o.err, &no) {
+				counts[kind+" failed, "+no.Error()]++
+			} else {
+				counts[kind+" failed"]++
+			}
+		}
+		if o.ret.Sub(o.call) > stallWorthTold {
+			longest = append(longest, o)
+		}
+	}
+	slices.SortFunc(longest, func(a, b *operation) int { return int(b.ret.Sub(b.call) - a.ret.Sub(a.call)) })
+	return counts, longest
+}
