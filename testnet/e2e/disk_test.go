@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ukai/testnet/guest"
 	"ukai/testnet/proc"
 )
@@ -239,4 +241,36 @@ func TestASecondWriterElsewhereIsRefused(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestMappedPagesAreNotStaleAfterAnotherHostWrote(t *testing.T) {
+	m := proc.Start(t, "t1:tokyo t2:tokyo w1:fukuoka:witness")
+	m.Nodes["t1"].Must("disk", "create", "vm1", "16M", "dc=tokyo:2")
+	m.AwaitDisk("vm1")
+	write := func(node, text string) *os.File {
+		f, err := os.OpenFile(m.Nodes[node].Path("vm1"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Await(node+" may write", func() error { _, err := f.WriteAt([]byte(text), 0); return err })
+		return f
+	}
+	f := write("t1", "first ")
+	page, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(page) }()
+	if string(page[:6]) != "first " {
+		t.Fatalf("mapped on t1 is %q", page[:6])
+	}
+	if err := errors.Join(f.Close(), write("t2", "second").Close()); err != nil {
+		t.Fatal(err)
+	}
+	m.Await("what t2 wrote in a mapping on t1", func() error {
+		if string(page[:6]) != "second" {
+			return fmt.Errorf("it shows %q", page[:6])
+		}
+		return nil
+	})
 }
