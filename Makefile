@@ -61,8 +61,18 @@ fuzz: ## fuzz every parser of outside bytes; MINUTES=n in all (default 10)
 	.ci/fuzz $(or $(MINUTES),10)
 
 .PHONY: bench
-bench: ## micro benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: build ## fio on a real mesh beside the bounds of this machine (root); PEERS=1: and other stores; RUNTIME=seconds REPEAT=n ARGS='-jobs randwrite'
+	@.ci/setup test
+	$(GO) build -o bin/ukai-bench ./testnet/bench
+	bin/ukai-bench -doc docs/performance.md -plot docs/performance.svg -raw bin/bench.json -seconds $(or $(RUNTIME),4) -repeat $(or $(REPEAT),3) $(if $(PEERS),-peers) $(ARGS)
+
+.PHONY: bench-micro
+bench-micro: ## micro benchmarks of the packages
+	$(GO) test -run '^$$' -bench . -benchmem ./crdt ./node/wire ./node/store ./node/place ./fusefs
+
+.PHONY: bench-check
+bench-check: ## compare the micro benchmarks with those of another commit: make bench-check BASE=main [BENCH=Write4K] [COUNT=6]
+	BENCH='$(BENCH)' COUNT='$(COUNT)' .ci/bench-check $(or $(BASE),main)
 
 .PHONY: race
 race: ## unit and property tests under the race detector
