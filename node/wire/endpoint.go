@@ -186,7 +186,7 @@ func Open(cfg Config) (*Endpoint, error) {
 	handshakes := rate.NewLimiter(handshakeRate, handshakeBurst)
 	reset := quic.StatelessResetKey(derive(cfg.Identity.private.Seed(), "stateless reset", len(quic.StatelessResetKey{})))
 	e.transport = &quic.Transport{
-		Conn:                             cfg.Conn,
+		Conn:                             coalesced(cfg.Conn),
 		StatelessResetKey:                &reset, // lets peers know at once that this node has restarted
 		DisableVersionNegotiationPackets: true,   // nothing is sent to those who do not know the protocol
 		VerifySourceAddress:              func(net.Addr) bool { return !handshakes.Allow() },
