@@ -29,10 +29,6 @@ const (
 	maxRelocatePause = 2 * time.Minute
 )
 
-// settingRepairAfter is the mesh-wide setting that says how long a node may be down before its replicas are made anew elsewhere: a duration,
-// "0" for never.
-const settingRepairAfter = "repair-after"
-
 // relocations is what this node does to bring disks to where their rules want them. The state of a relocation is the disk's record and its
 // rule, which the mesh keeps: whoever looks next goes on with the step that is next.
 type relocations struct {
@@ -80,7 +76,7 @@ func (n *Node) relocate() {
 func (n *Node) lookForRelocations() {
 	p := n.people()
 	nodes := p.candidates()
-	facts := n.fingerprint(nodes)
+	facts := fingerprint(nodes)
 	mine := map[ukai.DiskID]bool{}
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
 		if d.Rule.Value == "" || !n.relocates(p, rec) {
@@ -107,13 +103,12 @@ func (n *Node) lookForRelocations() {
 
 // fingerprint tells apart what plans depend on about nodes, but for their free space, which changes all the time and alone is no reason
 // to move anything.
-func (n *Node) fingerprint(nodes []place.Node) uint64 {
-	repair := n.repairAfter()
+func fingerprint(nodes []place.Node) uint64 {
 	var h maphash.Hash
 	h.SetSeed(fingerprintSeed)
 	slices.SortFunc(nodes, func(a, b place.Node) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	for _, x := range nodes {
-		long := !x.Alive && repair > 0 && time.Since(x.DownSince) >= repair
+		long := !x.Alive && time.Since(x.DownSince) >= place.DefaultRepairAfter
 		fmt.Fprintf(&h, "%s %q %s %t %t %t %t %t\n", x.ID, x.Name, x.Labels, x.Witness, x.Drain, x.NoNew, x.Alive, long)
 	}
 	return h.Sum64()
@@ -147,25 +142,11 @@ func (n *Node) plan(rule string, rec crdt.Record, nodes []place.Node) (place.Pla
 	if err != nil {
 		return place.Plan{}, err
 	}
-	in := place.Input{Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter()}
+	in := place.Input{Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now()}
 	for _, bytes := range n.replicas.Allocated(rec.Disk) {
 		in.Allocated = max(in.Allocated, bytes)
 	}
 	return place.Relocate(in)
-}
-
-// repairAfter returns the mesh's setting as place.Input wants it.
-func (n *Node) repairAfter() time.Duration {
-	var text string
-	n.mesh.View(func(c *crdt.Catalog) { text, _ = c.Setting(settingRepairAfter) })
-	switch d, err := time.ParseDuration(text); {
-	case text == "" || err != nil:
-		return place.DefaultRepairAfter
-	case d <= 0:
-		return -1
-	default:
-		return d
-	}
 }
 
 // told puts a step into words.
