@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"ukai"
 	"ukai/crdt"
 	"ukai/node/admin"
+	"ukai/node/cell"
 	"ukai/node/place"
 	"ukai/node/store"
 	"ukai/node/volume"
@@ -34,19 +36,19 @@ func (n *Node) CreateDisk(ctx context.Context, d admin.NewDisk) (admin.DiskCreat
 	if d.DryRun {
 		return n.designed(d, rule, rec, choice), nil
 	}
-	made, err := n.makeReplicas(ctx, rec)
+	err = n.makeReplicas(ctx, rec)
 	if err == nil {
-		rec, err = n.cells.Create(ctx, rec)
+		_, err = n.cells.Create(ctx, rec)
 	}
 	if err != nil {
 		// Whatever the arbiters have, no majority confirmed it, so nobody was or will be told of this disk.
-		return admin.DiskCreated{}, errors.Join(fmt.Errorf("create disk %s: %w", d.Name, err), n.unmakeReplicas(ctx, rec, made))
+		return admin.DiskCreated{}, errors.Join(fmt.Errorf("create disk %s: %w", d.Name, err), n.unmakeReplicas(ctx, rec))
 	}
 	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
 		return c.CreateDisk(crdt.Born{Creator: n.id, Stamp: stamp(), Name: d.Name}, rule.String(), rec)
 	})
-	if err != nil {
-		return admin.DiskCreated{}, fmt.Errorf("create disk %s: %w", d.Name, err)
+	if err != nil { // another disk has taken the name meanwhile, for one
+		return admin.DiskCreated{}, errors.Join(fmt.Errorf("create disk %s: %w", d.Name, err), n.unmake(ctx, rec))
 	}
 	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-created", Disk: d.Name, Text: fmt.Sprintf("disk %s of %d bytes was created by %s", d.Name, rec.Size, rule)})
 	out := admin.DiskCreated{}
@@ -134,27 +136,21 @@ func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, e
 	return rule, rec, choice, rec.Check()
 }
 
-// makeReplicas makes empty replicas on their nodes, all at once. It returns those that were made, or may have been.
-func (n *Node) makeReplicas(ctx context.Context, rec crdt.Record) ([]crdt.Member, error) {
+// makeReplicas makes empty replicas on their nodes, all at once.
+func (n *Node) makeReplicas(ctx context.Context, rec crdt.Record) error {
+	return onEach(rec, func(m crdt.Member) error { return n.makeReplica(ctx, rec, m) })
+}
+
+// onEach runs f for all members of a new disk at once.
+func onEach(rec crdt.Record, f func(crdt.Member) error) error {
 	members := rec.Groups[0].Members
 	errs := make([]error, len(members))
-	done := make(chan struct{})
+	var all sync.WaitGroup
 	for i, m := range members {
-		go func() {
-			defer func() { done <- struct{}{} }()
-			errs[i] = n.makeReplica(ctx, rec, m)
-		}()
+		all.Go(func() { errs[i] = f(m) })
 	}
-	for range members {
-		<-done
-	}
-	var made []crdt.Member
-	for i, err := range errs {
-		if err == nil || !errors.Is(err, ukai.ErrUnreachable) {
-			made = append(made, members[i])
-		}
-	}
-	return made, errors.Join(errs...)
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 func (n *Node) makeReplica(ctx context.Context, rec crdt.Record, m crdt.Member) error {
@@ -168,16 +164,28 @@ func (n *Node) makeReplica(ctx context.Context, rec crdt.Record, m crdt.Member) 
 	return err
 }
 
-// unmakeReplicas removes the replicas of a disk that did not come to be. What cannot be removed stays as an orphan, which costs nothing
-// but its name; that is told in the error.
-func (n *Node) unmakeReplicas(ctx context.Context, rec crdt.Record, made []crdt.Member) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	var errs []error
-	for _, m := range made {
-		errs = append(errs, n.unmakeReplica(ctx, rec.Disk, m))
+// unmakeTime bounds how long it is tried to leave nothing of a disk that did not come to be.
+const unmakeTime = 5 * time.Second
+
+// unmake ends a disk that its arbiters have and the catalog does not.
+func (n *Node) unmake(ctx context.Context, rec crdt.Record) error {
+	if _, err := n.known(rec.Disk); err == nil {
+		return nil // it is in the catalog, only not in its journal
 	}
-	return errors.Join(errs...)
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmakeTime)
+	defer cancel()
+	if _, err := cell.Propose(end, n.cells, n.id, cell.Where(rec), cell.Delete{Version: rec.Version}, cell.Options{Go: n.cells.wg.Go}); err != nil {
+		return fmt.Errorf("its replicas are left behind: %w", err)
+	}
+	return n.unmakeReplicas(ctx, rec)
+}
+
+// unmakeReplicas removes the replicas of a disk that did not come to be, also those of nodes that did not answer: they may have made them all
+// the same. What cannot be removed stays as an orphan, which costs nothing but its name; that is told in the error.
+func (n *Node) unmakeReplicas(ctx context.Context, rec crdt.Record) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmakeTime)
+	defer cancel()
+	return onEach(rec, func(m crdt.Member) error { return n.unmakeReplica(ctx, rec.Disk, m) })
 }
 
 func (n *Node) unmakeReplica(ctx context.Context, disk ukai.DiskID, m crdt.Member) (err error) {
