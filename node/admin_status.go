@@ -344,7 +344,7 @@ func (d *declined) Unwrap() error { return ukai.ErrRejected }
 
 // Events implements admin.Backend.
 func (n *Node) Events(ctx context.Context) (<-chan admin.Event, error) {
-	return n.events.listen(ctx, n.spawn), nil
+	return n.events.listen(ctx, n.ctx, n.spawn), nil
 }
 
 // Counters implements admin.Backend.

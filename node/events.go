@@ -64,8 +64,8 @@ func (e *events) once(key string, ev admin.Event) {
 	}
 }
 
-// listen returns the events from now on until ctx ends.
-func (e *events) listen(ctx context.Context, spawn func(func()) bool) <-chan admin.Event {
+// listen returns the events from now on until ctx ends or the node stops.
+func (e *events) listen(ctx, node context.Context, spawn func(func()) bool) <-chan admin.Event {
 	in, out := make(chan admin.Event, eventBuffer), make(chan admin.Event)
 	e.mu.Lock()
 	if e.readers == nil {
@@ -83,8 +83,12 @@ func (e *events) listen(ctx context.Context, spawn func(func()) bool) <-chan adm
 				case out <- ev:
 				case <-ctx.Done():
 					return
+				case <-node.Done():
+					return
 				}
 			case <-ctx.Done():
+				return
+			case <-node.Done():
 				return
 			}
 		}
