@@ -15,7 +15,6 @@ import (
 	"ukai"
 	"ukai/crdt"
 	"ukai/node/admin"
-	"ukai/node/cell"
 	"ukai/node/place"
 	"ukai/node/volume"
 )
@@ -83,7 +82,7 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 func grace(d *crdt.Disk) time.Duration {
 	if p, ok := d.Policy[policyGrace]; ok {
 		if seconds, err := strconv.ParseInt(p.Value, 10, 64); err == nil && seconds >= 0 {
-			return time.Duration(seconds) * time.Second
+			return time.Duration(min(seconds, int64(maxGrace/time.Second))) * time.Second
 		}
 	}
 	return graceDefault
@@ -320,6 +319,9 @@ func (n *Node) RemoveDisk(ctx context.Context, disk string, r admin.RemoveDisk) 
 	if r.GraceSeconds != nil {
 		seconds = *r.GraceSeconds
 	}
+	if seconds < 0 || seconds > int64(maxGrace/time.Second) {
+		return admin.Disk{}, fmt.Errorf("remove disk %s: grace of %d seconds: %w: from 0 to %d", d.Name.Value, seconds, ukai.ErrInvalid, int64(maxGrace/time.Second))
+	}
 	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
 		policy, err := c.SetPolicy(d.ID, policyGrace, strconv.FormatInt(seconds, 10), stamp())
 		if err != nil {
@@ -333,12 +335,17 @@ func (n *Node) RemoveDisk(ctx context.Context, disk string, r admin.RemoveDisk) 
 	}
 	n.events.add(admin.Event{Level: admin.Notice, Kind: "disk-removed", Disk: name,
 		Text: fmt.Sprintf("disk %s was removed; it can be restored for %v", name, time.Duration(seconds)*time.Second)})
-	if seconds == 0 {
-		n.deleteExpired(ctx)
-	}
 	gone, err := n.findByID(d.ID)
 	if err != nil {
 		return admin.Disk{}, err
+	}
+	if seconds == 0 {
+		// Decided here and now, so that no other node need be asked.
+		if err := n.deleteDisk(ctx, gone); err != nil {
+			n.log.Warn("a removed disk cannot be deleted yet; this is tried again", "disk", name, "err", err)
+		} else if gone, err = n.findByID(d.ID); err != nil {
+			return admin.Disk{}, err
+		}
 	}
 	return n.show(n.people(), gone), nil
 }
@@ -364,22 +371,41 @@ func (n *Node) letGo(ctx context.Context, d *crdt.Disk) error {
 	return nil
 }
 
-// settled returns the committed record, after this node has let go of a disk it holds for nobody.
+// settled returns the committed record of a disk that nobody uses: this node has let go of it, or has taken it over from a holder that died or
+// was restarted, and let go. A holder that uses it refuses, and the error says who that is.
 func (n *Node) settled(ctx context.Context, d *crdt.Disk) (crdt.Record, error) {
+	disk := n.host.Disk(d.ID, d.Name.Value)
 	if err := n.letGo(ctx, d); err != nil {
 		return crdt.Record{}, err
+	}
+	rec, err := n.cells.Read(ctx, d.ID)
+	if err != nil || rec.Phase == crdt.PhaseReleased || rec.Phase == crdt.PhaseDeleted {
+		return rec, err
+	}
+	if err := disk.Attach(ctx); err != nil {
+		return rec, err
+	}
+	if err := disk.Detach(ctx); err != nil {
+		return rec, err
 	}
 	return n.cells.Read(ctx, d.ID)
 }
 
 // RestoreDisk implements admin.Backend.
-func (n *Node) RestoreDisk(_ context.Context, disk string, r admin.RestoreDisk) (admin.Disk, error) {
+func (n *Node) RestoreDisk(ctx context.Context, disk string, r admin.RestoreDisk) (admin.Disk, error) {
 	d, err := n.find(disk, true)
 	if err != nil {
 		return admin.Disk{}, err
 	}
 	if !d.Removed.Value {
 		return admin.Disk{}, fmt.Errorf("restore disk %s: %w: it is not removed", d.Name.Value, ukai.ErrExists)
+	}
+	// Another node may have deleted it. And who can be heard by a majority of the arbiters can count on them to hear of the restoration before
+	// anyone asks them for their consent to a deletion.
+	if rec, err := n.cells.Read(ctx, d.ID); err != nil {
+		return admin.Disk{}, fmt.Errorf("restore disk %s: it cannot be told whether it was deleted: %w", d.Name.Value, err)
+	} else if rec.Phase == crdt.PhaseDeleted {
+		return admin.Disk{}, fmt.Errorf("restore disk %s: %w: its grace time was over, and it was deleted for good", d.Name.Value, ukai.ErrNotFound)
 	}
 	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (all crdt.Delta, err error) {
 		if r.Name != "" && r.Name != d.Name.Value {
@@ -426,52 +452,4 @@ func (n *Node) RenameDisk(ctx context.Context, disk string, r admin.RenameDisk) 
 	}
 	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-renamed", Disk: r.Name, Text: fmt.Sprintf("disk %s is now called %s", d.Name.Value, r.Name)})
 	return n.Disk(ctx, d.ID.String())
-}
-
-// deleteExpired ends, in their quorum records, the disks whose grace time is over. Every node tries; the first one wins, and the others find
-// it done.
-func (n *Node) deleteExpired(ctx context.Context) {
-	var expired []*crdt.Disk
-	now := time.Now()
-	n.mesh.View(func(c *crdt.Catalog) {
-		for d := range c.Disks() {
-			if d.Removed.Value && !d.Deleted() && !now.Before(d.Removed.Stamp.Time().Add(grace(d))) {
-				expired = append(expired, d)
-			}
-		}
-	})
-	for _, d := range expired {
-		rec, err := n.settled(ctx, d)
-		if err == nil && rec.Phase != crdt.PhaseDeleted {
-			_, err = n.cells.Propose(ctx, d.ID, cell.Delete{Version: rec.Version})
-		}
-		if err != nil {
-			n.log.Warn("a removed disk cannot be deleted yet; this is tried again", "disk", d.Name.Value, "err", err)
-			continue
-		}
-		n.host.Forget(d.ID)
-		n.events.add(admin.Event{Level: admin.Notice, Kind: "disk-deleted", Disk: d.Name.Value, Text: fmt.Sprintf("disk %s was deleted for good", d.Name.Value)})
-	}
-}
-
-// deleteReplicas frees the space of replicas of deleted disks on this node, after the arbiters have confirmed that the disk is deleted: what
-// gossip does not say, or says, is never a reason to delete.
-func (n *Node) deleteReplicas(ctx context.Context) {
-	for _, r := range n.store.Replicas() {
-		rec, err := n.known(r.Disk)
-		if err != nil || rec.Phase != crdt.PhaseDeleted {
-			continue
-		}
-		if rec, err = n.cells.Read(ctx, r.Disk); err == nil && rec.Phase != crdt.PhaseDeleted {
-			continue
-		}
-		if err == nil {
-			if err = n.replicas.Shut(ctx, r.Disk, r.Replica); err == nil {
-				err = n.store.Remove(ctx, r.Disk, r.Replica)
-			}
-		}
-		if err != nil {
-			n.log.Warn("the space of a deleted disk cannot be freed yet; this is tried again", "disk", r.Disk, "replica", r.Replica, "err", err)
-		}
-	}
 }

@@ -2,7 +2,6 @@ package node
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -195,6 +194,9 @@ func (n *Node) noticeDisks(versions map[ukai.DiskID]uint64) {
 	})
 	for _, rec := range fresh {
 		n.host.Observe(rec)
+		if rec.Phase == crdt.PhaseDeleted {
+			n.host.Forget(rec.Disk)
+		}
 		for _, g := range rec.Groups {
 			for _, m := range g.Members {
 				if m.Role == crdt.Out && rec.Phase != crdt.PhaseDeleted {
@@ -211,31 +213,4 @@ func (n *Node) noticeOut(rec crdt.Record, generation uint32, m crdt.Member, disk
 		Level: admin.Warn, Kind: "replica-out", Node: name, Disk: disk,
 		Text: fmt.Sprintf("the replica of %s on %s is out of sync since version %d", disk, name, rec.Version),
 	})
-}
-
-// graceDefault is how long a removed disk can be restored.
-const graceDefault = 24 * time.Hour
-
-// policyGrace is the policy of a disk that says, in seconds, how long it can be restored after it was removed.
-const policyGrace = "grace"
-
-// collectEvery is how often a node looks for disks and replicas that are to be deleted for good.
-const collectEvery = 30 * time.Second
-
-// collect deletes removed disks when their grace time is over, and then the replicas of deleted disks on this node.
-func (n *Node) collect() {
-	tick := time.NewTicker(collectEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-n.ctx.Done():
-			return
-		case <-tick.C:
-		}
-		ctx, cancel := context.WithTimeout(n.ctx, collectEvery)
-		n.deleteExpired(ctx)
-		n.deleteReplicas(ctx)
-		n.retireReplicas(ctx)
-		cancel()
-	}
 }

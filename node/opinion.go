@@ -10,35 +10,42 @@ import (
 	"ukai/node/wire"
 )
 
-// opinionTime bounds how long arbiters are asked what they think of a holder's health.
+// opinionTime bounds how long arbiters are asked for their opinion.
 const opinionTime = 2 * time.Second
 
 // majorityHoldsDead says whether a majority of a record's arbiters holds the record's holder for dead.
 func (n *Node) majorityHoldsDead(rec crdt.Record) bool {
-	ctx, cancel := context.WithTimeout(n.ctx, opinionTime)
-	defer cancel()
 	payload, err := codec.Marshal(question{Node: rec.Holder})
 	if err != nil {
 		n.log.Error("encode a question", "err", err)
 		return false
 	}
-	votes := make(chan bool, len(rec.Arbiters))
-	for _, id := range rec.Arbiters {
-		vote := func() { votes <- n.ask(ctx, id, payload) }
+	return n.majority(n.ctx, rec.Arbiters, func(ctx context.Context, id ukai.NodeID) bool {
 		switch id {
 		case n.id:
-			vote = func() { votes <- n.holdsDead(rec.Holder) }
+			return n.holdsDead(rec.Holder)
 		case rec.Holder:
-			vote = func() { votes <- n.unreachable(ctx, id) }
+			return n.unreachable(ctx, id)
 		}
-		if !n.spawn(vote) {
+		q, ok := n.ask(ctx, id, payload)
+		return ok && q.Dead
+	})
+}
+
+// majority says whether a majority of nodes, all asked at the same time, says yes before opinionTime is over.
+func (n *Node) majority(ctx context.Context, nodes []ukai.NodeID, vote func(context.Context, ukai.NodeID) bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, opinionTime)
+	defer cancel()
+	votes := make(chan bool, len(nodes))
+	for _, id := range nodes {
+		if !n.spawn(func() { votes <- vote(ctx, id) }) {
 			return false
 		}
 	}
-	dead, need := 0, len(rec.Arbiters)/2+1
-	for range rec.Arbiters {
+	yes, need := 0, len(nodes)/2+1
+	for range nodes {
 		if <-votes {
-			if dead++; dead >= need {
+			if yes++; yes >= need {
 				return true
 			}
 		}
@@ -46,14 +53,13 @@ func (n *Node) majorityHoldsDead(rec crdt.Record) bool {
 	return false
 }
 
-// ask returns a node's opinion; false if it has none.
-func (n *Node) ask(ctx context.Context, id ukai.NodeID, payload []byte) bool {
+// ask returns a node's opinion; ok is false if it has none.
+func (n *Node) ask(ctx context.Context, id ukai.NodeID, payload []byte) (q question, ok bool) {
 	reply, err := n.call(ctx, id, &wire.Message{Kind: wire.KindPull, Payload: payload})
 	if err != nil {
-		return false
+		return q, false
 	}
-	var q question
-	return codec.Unmarshal(reply.Payload, &q) == nil && q.Dead
+	return q, codec.Unmarshal(reply.Payload, &q) == nil
 }
 
 // unreachable says whether a node that membership has given up does not answer either. It is the holder's own vote: with two nodes, both

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ukai"
+	"ukai/crdt"
 	"ukai/crdt/codec"
 	"ukai/gossip"
 	"ukai/node/wire"
@@ -60,19 +61,26 @@ func (n *Node) answer(r *wire.Request, f func(context.Context) ([]byte, error)) 
 	}
 }
 
-// question asks a node whether it holds another one for dead; the answer has the same form.
+// question asks a node whether it holds another one for dead, or the grace time of a disk's removal for over; the answer has the same form.
 type question struct {
-	Node ukai.NodeID `cbor:"1,keyasint"`
-	Dead bool        `cbor:"2,keyasint,omitempty"`
+	Node    ukai.NodeID `cbor:"1,keyasint"`
+	Dead    bool        `cbor:"2,keyasint,omitempty"`
+	Disk    ukai.DiskID `cbor:"3,keyasint"`
+	Removed crdt.Stamp  `cbor:"4,keyasint"`
+	Expired bool        `cbor:"5,keyasint,omitempty"`
 }
 
-// opinion answers a question about a node's health from what membership says here.
+// opinion answers a question from what membership and the catalog say here.
 func (n *Node) opinion(payload []byte) ([]byte, error) {
 	var q question
 	if err := codec.Unmarshal(payload, &q); err != nil {
 		return nil, err
 	}
-	q.Dead = n.holdsDead(q.Node)
+	if q.Disk.IsZero() {
+		q.Dead = n.holdsDead(q.Node)
+	} else {
+		q.Expired = n.holdsExpired(q.Disk, q.Removed)
+	}
 	return codec.Marshal(q)
 }
 
