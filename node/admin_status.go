@@ -69,6 +69,11 @@ func (n *Node) Status(context.Context) (admin.Status, error) {
 	for _, d := range disks {
 		n.count(people, d, &s)
 	}
+	if len(n.cfg.Seeds) > 0 && len(s.Nodes) == 1 {
+		s.Warnings = append(s.Warnings, admin.Warning{Level: admin.Warn, Code: "alone", Node: n.cfg.Name,
+			Text:   fmt.Sprintf("node %s has reached none of its seeds (%s), and is alone in a mesh", n.cfg.Name, strings.Join(n.cfg.Seeds, ", ")),
+			Remedy: "see its log; the nodes need the same mesh key (ukai-node mesh show), and UDP must pass between them"})
+	}
 	if err := n.mesh.Quarantined(); err != nil {
 		s.Warnings = append(s.Warnings, admin.Warning{Level: admin.Critical, Code: "quarantined", Node: n.cfg.Name, Text: err.Error(),
 			Remedy: "start this node with an empty data directory, as a new node"})
@@ -330,7 +335,7 @@ func (n *Node) Leave(ctx context.Context, l admin.Leave) (admin.Leaving, error) 
 		}
 	})
 	if len(refusals) > 0 && !l.Force {
-		return out, &declined{"leave: " + strings.Join(refusals, "; ") + "; stop what uses it, or say --force"}
+		return out, &declined{"leave: " + strings.Join(refusals, "; ") + "; stop what uses it, bring other replicas in sync, or say --force"}
 	}
 	n.leave.Do(func() { close(n.leaving) })
 	return out, nil

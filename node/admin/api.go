@@ -26,8 +26,8 @@ type Backend interface {
 	// ChangeNode sets labels and roles of any node of the mesh, also of one that is down. It moves no data.
 	ChangeNode(ctx context.Context, node string, change NodeChange) (NodeChanged, error)
 
-	// PlaceDisk records a rule for a disk and tells what follows from it. On a disk that has data the rule is recorded,
-	// the data stays where it is, and Placement.Notice says so. A strict rule that cannot be met: a *Refusal of ukai.ErrUnmet.
+	// PlaceDisk records a rule for a disk and tells what follows from it; Placement.Doing says what is being done, as moving data
+	// takes time. A strict rule that cannot be met: a *Refusal of ukai.ErrUnmet.
 	PlaceDisk(ctx context.Context, disk string, p PlaceDisk) (Placement, error)
 	// Placement tells a disk's rule, what is true now, and why they differ.
 	Placement(ctx context.Context, disk string) (Placement, error)

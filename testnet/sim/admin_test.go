@@ -152,3 +152,22 @@ func TestDoctorFindsDisksAndMeshesThatDoNotSurviveMuch(t *testing.T) {
 		}
 	})
 }
+
+func TestANodeThatReachesNoSeedSaysSo(t *testing.T) {
+	bubble(t, "t1:tokyo", func(t *testing.T, m *Mesh) {
+		m.Cut("tokyo", "osaka")
+		m.Cut("osaka", "tokyo")
+		o1 := m.Add("o1", "osaka", false)
+		time.Sleep(10 * time.Second)
+		s, err := o1.Status(context.Background())
+		if err != nil || !slices.Contains(codes(s.Warnings), "alone") || s.Health != admin.Warn {
+			t.Errorf("health %s, warnings %v: %v", s.Health, s.Warnings, err)
+		}
+		m.Heal("tokyo", "osaka")
+		m.Heal("osaka", "tokyo")
+		m.AwaitWhole()
+		if s, err = o1.Status(context.Background()); err != nil || slices.Contains(codes(s.Warnings), "alone") {
+			t.Errorf("in the mesh, and still: %v: %v", s.Warnings, err)
+		}
+	})
+}
