@@ -17,6 +17,7 @@ help: ## list the targets
 
 .PHONY: build
 build: $(BIN) ## build bin/ukai-node
+	@:
 
 $(BIN): $(SOURCES)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/ukai-node

@@ -160,7 +160,7 @@ func (n *Node) describe(p people, name string, rec crdt.Record, rule string) adm
 		warn(admin.Critical, "no-quorum", "bring arbiters back", "%d of %d arbiters answer: it can neither be attached nor lose a replica without stopping", reachable, len(rec.Arbiters))
 	}
 	candidates := p.candidates()
-	for _, r := range place.Risks(rec.Arbiters, candidates) {
+	for _, r := range place.Risks(rec.Arbiters, nodesOf(&rec), candidates) {
 		warn(admin.Notice, codeArbiters, r.Help, "%s", r.Text)
 	}
 	if parsed, err := place.ParseText(rule); rule != "" && err == nil {
