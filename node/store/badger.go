@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -20,6 +21,15 @@ import (
 // memtableBytes is the size of badger's memtable. There are at most two, and each takes a quarter more in memory. It
 // also decides how large a transaction may be: 15 %, which is more than MaxBatchBytes and MaxBatchKeys need.
 const memtableBytes = 8 << 20
+
+const (
+	// compactEvery is how often keepCompact looks. badger's own compactors look 20 times a second each, and there must be
+	// two: that was nearly half of the CPU time of a node at rest.
+	compactEvery = 5 * time.Second
+	// compactTables is how many full memtables on disk start a compaction. At 15 badger holds up writers until there are
+	// fewer: who writes more than 7 memtables in compactEvery waits for the next look.
+	compactTables = 8
+)
 
 // badgerDB is the database of a real store, and syncs it in its own way.
 //
@@ -36,9 +46,12 @@ const memtableBytes = 8 << 20
 type badgerDB struct {
 	db  *badger.DB
 	dir string
+	log *slog.Logger
+
+	stop, stopped chan struct{} // of keepCompact
 
 	// Only sync uses these, one at a time.
-	log    int      // number of the memtable log that was active at the last sync
+	number int      // of the memtable log that was active at the last sync
 	active *os.File // that log
 }
 
@@ -57,7 +70,7 @@ func openBadger(dir string, log *slog.Logger) (*badgerDB, error) {
 	opt.ChecksumVerificationMode = options.OnTableAndBlockRead
 	opt.MemTableSize = memtableBytes
 	opt.NumMemtables = 2
-	opt.NumCompactors = 2 // the fewest it takes
+	opt.NumCompactors = 0 // see keepCompact
 	opt.ValueThreshold = 1 << 20
 	opt.ValueLogFileSize = 1 << 20
 	db, err := badger.Open(opt)
@@ -72,7 +85,8 @@ func openBadger(dir string, log *slog.Logger) (*badgerDB, error) {
 		return nil, fmt.Errorf("database %s: %w: %w: if it is damaged, move the data directory away and let the node start anew, as a new node",
 			dir, ukai.ErrCorrupt, err)
 	}
-	b := &badgerDB{db: db, dir: dir}
+	b := &badgerDB{db: db, dir: dir, log: log, stop: make(chan struct{}), stopped: make(chan struct{})}
+	go b.keepCompact()
 	if err := b.findLog(); err != nil {
 		return nil, errors.Join(fmt.Errorf("database %s: %w", dir, err), b.close())
 	}
@@ -81,10 +95,10 @@ func openBadger(dir string, log *slog.Logger) (*badgerDB, error) {
 
 // findLog notes the active log, and makes durable what badger itself wrote to begin with.
 func (b *badgerDB) findLog() (err error) {
-	if b.log, err = newestLog(b.dir); err != nil {
+	if b.number, err = newestLog(b.dir); err != nil {
 		return err
 	}
-	if b.active, err = os.OpenFile(filepath.Join(b.dir, badgerFileName(b.log)), os.O_RDWR, 0); err != nil {
+	if b.active, err = os.OpenFile(filepath.Join(b.dir, badgerFileName(b.number)), os.O_RDWR, 0); err != nil {
 		return err
 	}
 	return errors.Join(b.db.Sync(), syncDir(b.dir))
@@ -155,10 +169,10 @@ func (b *badgerDB) sync() error {
 	}
 	// Looked at after the sync: if no log is newer now, then none was before.
 	newest, err := newestLog(b.dir)
-	if err != nil || newest == b.log {
+	if err != nil || newest == b.number {
 		return err
 	}
-	for n := b.log + 1; n <= newest; n++ {
+	for n := b.number + 1; n <= newest; n++ {
 		f, err := os.OpenFile(filepath.Join(b.dir, badgerFileName(n)), os.O_RDWR, 0)
 		if errors.Is(err, fs.ErrNotExist) && n < newest {
 			continue // it is a table by now
@@ -169,7 +183,7 @@ func (b *badgerDB) sync() error {
 		if err := errors.Join(f.Sync(), b.active.Close()); err != nil {
 			return errors.Join(err, f.Close())
 		}
-		b.log, b.active = n, f
+		b.number, b.active = n, f
 	}
 	return syncDir(b.dir)
 }
@@ -195,7 +209,36 @@ func (b *badgerDB) scan(prefix string, f func(k string, v []byte) error) error {
 	})
 }
 
+// keepCompact merges the tables of full memtables until close.
+func (b *badgerDB) keepCompact() {
+	defer close(b.stopped)
+	tick := time.NewTicker(compactEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.stop:
+			return
+		case <-tick.C:
+		}
+		b.compact()
+	}
+}
+
+// compact merges the tables of full memtables if there are many. The database is small - some 60 bytes per block - so that all of
+// it is merged into one level.
+func (b *badgerDB) compact() {
+	if b.db.Levels()[0].NumTables < compactTables {
+		return
+	}
+	if err := b.db.Flatten(1); err != nil {
+		b.log.Warn("the database could not be compacted, and grows; it is tried again", "dir", b.dir, "every", compactEvery, "err", err)
+	}
+}
+
 func (b *badgerDB) close() error {
+	close(b.stop)
+	<-b.stopped
+	b.compact() // badger writes its last memtables out now, and would wait for room for ever
 	err := b.db.Close()
 	if b.active != nil {
 		err = errors.Join(err, b.active.Close())

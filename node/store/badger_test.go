@@ -25,7 +25,7 @@ func TestSyncLeavesNothingVolatile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.close()
-	first, seen := db.log, 0
+	first, seen := db.number, 0
 	for round := range 3 {
 		// The last round leaves several memtables full since the sync before.
 		for i := range 1 + 35*round {
@@ -47,11 +47,47 @@ func TestSyncLeavesNothingVolatile(t *testing.T) {
 			t.Errorf("round %d: %d pages of %s are volatile after sync", round, dirty, files)
 		}
 	}
-	if db.log < first+3 {
-		t.Errorf("the log went from %d to %d only: the test did not fill memtables", first, db.log)
+	if db.number < first+3 {
+		t.Errorf("the log went from %d to %d only: the test did not fill memtables", first, db.number)
 	}
 	if seen == 0 {
 		t.Error("no page was ever dirty before a sync: the test shows nothing")
+	}
+}
+
+// TestManyFullMemtablesAreMerged writes so many that badger, which is not given compactors, would hold up the last ones and the
+// close for ever.
+func TestManyFullMemtablesAreMerged(t *testing.T) {
+	dir := t.TempDir()
+	db, err := openBadger(dir, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const keys = 20 * memtableBytes / MaxValue
+	value := make([]byte, MaxValue)
+	for i := range keys {
+		if i%(keys/10) == 0 {
+			db.compact() // the ticker's part
+		}
+		if err := db.apply([]KV{{fmt.Sprintf("%05d", i%(keys/20)), append(value[:MaxValue-8], fmt.Sprintf("%08d", i)...)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := db.db.Levels()[0].NumTables; n > compactTables+3 {
+		t.Errorf("%d tables of full memtables have not been merged", n)
+	}
+	if err := db.close(); err != nil {
+		t.Fatal(err)
+	}
+	if db, err = openBadger(dir, quiet()); err != nil {
+		t.Fatal(err)
+	}
+	defer db.close()
+	for i := keys - keys/20; i < keys; i++ {
+		v, err := db.get(fmt.Sprintf("%05d", i%(keys/20)))
+		if err != nil || !strings.HasSuffix(string(v), fmt.Sprintf("%08d", i)) {
+			t.Fatalf("key %d: %d bytes that end in %q, %v", i, len(v), v[max(0, len(v)-8):], err)
+		}
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // The explorer holds the data path to strict linearizability: it drives the real decisions of this package and the real
 // changes of node/cell through every order of events, within bounds. One block, up to three replicas, two hosts. This
 // file has the state and the bridge from it to the real code; what surrounds the decisions (which messages a holder
-// sends, what a replica's memory does) is a small shell, in explore_events_test.go.
+// sends, what a replica's memory does) is a small shell in explore_{recovery,serve,members,events}_test.go.
 //
 // The quorum record is an atomic register here: a change under way is applied late, once, or never, and its proposer may
 // not learn which. That the arbiters amount to this is what the explorer of node/cell is for. Messages are not ordered,
@@ -136,121 +136,6 @@ type xWorld struct {
 // xBudget counts what happens seldom.
 type xBudget struct {
 	crashes, losses, restarts, reconnects, joins, flushes, shrinks, ticks uint8
-}
-
-// xMonitor is the set of what may be so: the current value, the writes that may still take effect, and those that must
-// not any more.
-type xMonitor [4]uint64
-
-func xMay(value, pending, dead uint8) uint8 { return value | pending<<2 | dead<<5 }
-
-func (m *xMonitor) has(c uint8) bool { return m[c>>6]>>(c&63)&1 == 1 }
-func (m *xMonitor) add(c uint8)      { m[c>>6] |= 1 << (c & 63) }
-func (m *xMonitor) empty() bool      { return *m == xMonitor{} }
-
-func (m *xMonitor) all() []uint8 {
-	var list []uint8
-	for c := range 256 {
-		if m[c>>6] == 0 {
-			continue
-		}
-		if m.has(uint8(c)) {
-			list = append(list, uint8(c))
-		}
-	}
-	return list
-}
-
-// closure adds what is so once any of the pending writes have taken effect, in any order.
-func (m *xMonitor) closure() xMonitor {
-	out := *m
-	for work := m.all(); len(work) > 0; {
-		c := work[len(work)-1]
-		work = work[:len(work)-1]
-		for v := uint8(1); v <= 3; v++ {
-			if pending := c >> 2 & 7; pending>>(v-1)&1 == 1 {
-				if n := xMay(v, pending&^(1<<(v-1)), c>>5); !out.has(n) {
-					out.add(n)
-					work = append(work, n)
-				}
-			}
-		}
-	}
-	return out
-}
-
-func (m *xMonitor) filter(keep func(c uint8) (uint8, bool)) {
-	var out xMonitor
-	for _, c := range m.all() {
-		if n, ok := keep(c); ok {
-			out.add(n)
-		}
-	}
-	*m = out
-}
-
-// invoke begins a write. One by a deposed holder must never take effect.
-func (w *xWorld) invoke(v uint8, deposed bool) {
-	bit := uint8(1) << (v - 1)
-	w.monitor.filter(func(c uint8) (uint8, bool) {
-		if deposed {
-			return c | bit<<5, true
-		}
-		return c | bit<<2, true
-	})
-	if !deposed {
-		w.since |= 1 << v
-		for h := range w.host {
-			if w.host[h].flushing {
-				w.host[h].flushSince |= 1 << v
-			}
-		}
-	}
-}
-
-// acknowledged ends a write: it has taken effect.
-func (w *xWorld) acknowledged(v uint8) {
-	m := w.monitor.closure()
-	m.filter(func(c uint8) (uint8, bool) { return c, c>>2>>(v-1)&1 == 0 && c>>5>>(v-1)&1 == 0 })
-	w.monitor = m
-}
-
-// sees is a read.
-func (w *xWorld) sees(v uint8) {
-	m := w.monitor.closure()
-	m.filter(func(c uint8) (uint8, bool) { return c, c&3 == v })
-	w.monitor = m
-}
-
-// activated settles the writes of older epochs: they have taken effect, or never will. A lossy recovery may bring back
-// whatever was current since the last flush.
-func (w *xWorld) activated(lossy bool) {
-	m := w.monitor.closure()
-	if lossy {
-		var dead uint8
-		for _, c := range m.all() {
-			dead |= c >> 5
-		}
-		m = xMonitor{}
-		for v := range uint8(4) {
-			if w.since>>v&1 == 1 {
-				m.add(xMay(v, 0, 0))
-			}
-		}
-		w.monitor = m
-		return
-	}
-	m.filter(func(c uint8) (uint8, bool) { return xMay(c&3, 0, c>>5|c>>2&7), true })
-	w.monitor = m
-}
-
-// current returns the values that may be current, a mask.
-func (w *xWorld) current() (mask uint8) {
-	m := w.monitor.closure()
-	for _, c := range m.all() {
-		mask |= 1 << (c & 3)
-	}
-	return mask
 }
 
 // Stamps are packed: epoch and check.
