@@ -99,7 +99,10 @@ func (l *rangeLocks) lock(ctx context.Context, c *claim) error {
 }
 
 // unlock gives the range of c to those who wait for it.
-func (l *rangeLocks) unlock(c *claim) { l.shards[c.index%rangeShards].remove(c) }
+func (l *rangeLocks) unlock(c *claim) {
+	l.shards[c.index%rangeShards].remove(c)
+	c.granted = nil // claims are pooled, and a channel must not leave the synctest bubble that made it; only a wait costs one
+}
 
 func (s *rangeShard) add(c *claim) bool {
 	s.mu.Lock()

@@ -152,6 +152,7 @@ type load struct {
 	done    atomic.Int64 // writes acknowledged
 	slowest atomic.Int64 // of these, ns
 	lenient atomic.Bool  // errors are expected
+	pause   time.Duration
 	mu      sync.Mutex
 	allowed [loadRegions][]byte // values a region may have
 }
@@ -164,8 +165,11 @@ const (
 // region n lies across a chunk's border, four to a block, so that they share blocks and chunks.
 func regionAt(n int) int64 { return int64(n%2)*3*testBlock + int64(n/2)*60<<10 }
 
-func startLoad(w *world, at int) *load {
-	l := &load{w: w, stop: make(chan struct{})}
+func startLoad(w *world, at int) *load { return startLoadEvery(w, at, 3*time.Millisecond) }
+
+// startLoadEvery is startLoad with a pause of up to so much between the steps of each region.
+func startLoadEvery(w *world, at int, pause time.Duration) *load {
+	l := &load{w: w, stop: make(chan struct{}), pause: pause}
 	l.at.Store(int32(at))
 	for n := range loadRegions {
 		l.work.Go(func() { l.run(n) })
@@ -186,7 +190,7 @@ func (l *load) run(n int) {
 		select {
 		case <-l.stop:
 			return
-		case <-time.After(time.Duration(rng.Int64N(int64(3 * time.Millisecond)))):
+		case <-time.After(time.Duration(rng.Int64N(int64(l.pause)))):
 		}
 		d := l.disk()
 		if d == nil {

@@ -1,0 +1,465 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/cell"
+	"ukai/node/wire"
+)
+
+// trip calls f once, in a goroutine, at the k-th step of bringing n1 back: a request of the holder, n2, to n1, or a
+// proposal of it. It counts the steps.
+type trip struct {
+	steps atomic.Int32
+	fired chan struct{} // closed when f has returned
+}
+
+func (w *world) tripAt(k int32, f func()) *trip {
+	tr := &trip{fired: make(chan struct{})}
+	step := func() {
+		if tr.steps.Add(1) == k {
+			w.work.Go(func() {
+				defer close(tr.fired)
+				f()
+			})
+		}
+	}
+	see := func(from, to int, m *wire.Message) {
+		// Not heartbeats of the pulse, which come at their own times.
+		if from == 2 && to == 1 && (m.Kind != wire.KindHeartbeat || m.Epoch != 0) {
+			step()
+		}
+	}
+	w.onSend.Store(&see)
+	w.cells.set(func(c *testCells) {
+		c.decide = func(n int, _ cell.Change) fate {
+			if n == 2 {
+				step()
+			}
+			return commits
+		}
+	})
+	return tr
+}
+
+func TestNothingIsLostWhateverFailsAtWhateverStepOfAResync(t *testing.T) {
+	faults := map[string]func(w *world){
+		"holder dies": func(w *world) {
+			w.mu.Lock()
+			w.dead[2] = true
+			w.mu.Unlock()
+			w.nodes[2].kill()
+		},
+		"replica crashes": func(w *world) {
+			w.nodes[1].kill()
+			time.Sleep(3 * time.Second)
+			w.nodes[1].restart(false)
+		},
+		"replica restarts": func(w *world) {
+			w.nodes[1].kill()
+			w.nodes[1].restart(false)
+		},
+		"replica loses power": func(w *world) {
+			w.nodes[1].kill()
+			w.nodes[1].restart(true)
+		},
+		"replica is cut off": func(w *world) {
+			w.isolate([]int{2}, []int{1}, true)
+			time.Sleep(15 * time.Second)
+			w.isolate([]int{2}, []int{1}, false)
+		},
+		"answers of the replica are lost": func(w *world) {
+			w.setCut(1, 2, true)
+			time.Sleep(2 * time.Second)
+			w.setCut(1, 2, false)
+		},
+		"connections break and old requests arrive late": func(w *world) {
+			w.mu.Lock()
+			w.late = 300 * time.Millisecond
+			w.mu.Unlock()
+			for range 5 {
+				w.flap(1)
+				time.Sleep(20 * time.Millisecond)
+			}
+		},
+		"source restarts": func(w *world) {
+			w.nodes[0].kill()
+			w.nodes[0].restart(false)
+		},
+		"no quorum for a while": func(w *world) {
+			w.cells.set(func(c *testCells) { c.down = map[int]bool{2: true} })
+			time.Sleep(20 * time.Second)
+			w.cells.set(func(c *testCells) { c.down = nil })
+		},
+		"disk is taken over elsewhere": func(w *world) {
+			if err := w.d(0).Takeover(context.Background()); err != nil {
+				w.t.Errorf("takeover: %v", err)
+			}
+		},
+		"disk is detached": func(w *world) {
+			begin := time.Now()
+			if err := w.d(2).Detach(context.Background()); err != nil {
+				w.t.Errorf("detach: %v", err)
+			}
+			if took := time.Since(begin); took > 2*time.Second {
+				w.t.Errorf("the detach took %v", took)
+			}
+		},
+	}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			for k, stride := int32(1), int32(1); ; k += stride {
+				if k > 12 {
+					stride = 13 // the middle is all alike
+				}
+				if testing.Short() {
+					stride = 29
+				}
+				reached := false
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, setup{nodes: 3, replicas: 2, size: 4 << 20})
+					defer w.close()
+					reached = faultAt(w, k, func() { fault(w) })
+				})
+				if t.Failed() {
+					t.Fatalf("at step %d", k)
+				}
+				if !reached {
+					t.Logf("%d steps", k-1)
+					if k < 10 {
+						t.Errorf("only %d steps: this tested next to nothing", k)
+					}
+					return
+				}
+			}
+		})
+	}
+}
+
+// faultAt runs one resync under load with a fault at step k, and says whether there was such a step.
+func faultAt(w *world, k int32, fault func()) bool {
+	w.mu.Lock()
+	w.delay = func(int, int) time.Duration { return 2 * time.Millisecond }
+	w.mu.Unlock()
+	w.attach(2)
+	for b := range int64(4) {
+		w.write(2, b*testBlock+512<<10, fill(100<<10, byte(b+1)))
+	}
+	w.nodes[1].kill()
+	l := startLoadEvery(w, 2, 40*time.Millisecond)
+	l.lenient.Store(true)
+	for b := range int64(4) {
+		w.write(2, b*testBlock+512<<10, fill(70<<10, byte(b+10)))
+	}
+	tr := w.tripAt(k, fault)
+	w.nodes[1].restart(true)
+	begin := time.Now()
+	for fired := false; ; time.Sleep(20 * time.Millisecond) {
+		select {
+		case <-tr.fired:
+			fired = true
+		default:
+		}
+		rec := w.cells.record()
+		if tr.steps.Load() >= k && !fired {
+			continue
+		}
+		if fired || len(absentees(&rec)) == 0 || time.Since(begin) > time.Minute {
+			break
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+	l.end()
+	w.onSend.Store(nil)
+	w.cells.set(func(c *testCells) { c.decide = nil })
+	if tr.steps.Load() >= k {
+		<-tr.fired
+	}
+	w.cells.heal()
+	w.mu.Lock()
+	w.late = 0
+	w.mu.Unlock()
+	// Whoever can, holds the disk now.
+	at := 2
+	if w.nodes[2].host.Load() == nil {
+		at = 0
+	} else if rec := w.cells.record(); rec.Holder != w.nodes[2].id {
+		at = 0
+	}
+	if at == 0 || w.d(2).users() == 0 {
+		w.attach(at)
+	}
+	l.verify(at)
+	w.awaitAllInSync()
+	l.verify(at)
+	for b := range int64(4) {
+		w.wantRead(at, b*testBlock+512<<10, fill(70<<10, byte(b+10)))
+	}
+	w.flush(at)
+	w.wantEqual()
+	return tr.steps.Load() >= k
+}
+
+func TestChangesOfUnknownOutcomeDuringAResync(t *testing.T) {
+	kinds := map[string]func(cell.Change) bool{
+		"join":   func(c cell.Change) bool { _, ok := c.(cell.Join); return ok },
+		"grow":   func(c cell.Change) bool { _, ok := c.(cell.Grow); return ok },
+		"shrink": func(c cell.Change) bool { _, ok := c.(cell.Shrink); return ok },
+	}
+	fates := map[string]fate{"commits, answer lost": commitsUntold, "vanishes": vanishes, "refused": refused}
+	for what, is := range kinds {
+		for name, told := range fates {
+			for _, times := range []int{1, 4} {
+				t.Run(fmt.Sprintf("%s %s %d times", what, name, times), func(t *testing.T) {
+					bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+						w.attach(2)
+						w.write(2, 0, fill(8192, 1))
+						w.nodes[1].kill()
+						l := startLoadEvery(w, 2, 100*time.Millisecond)
+						time.Sleep(time.Second)
+						left := times
+						w.cells.set(func(c *testCells) {
+							c.decide = func(_ int, change cell.Change) fate {
+								if is(change) && left > 0 {
+									left--
+									return told
+								}
+								return commits
+							}
+						})
+						w.nodes[1].restart(true)
+						if what == "shrink" { // have it fail in the midst
+							for w.d(2).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
+								time.Sleep(time.Millisecond)
+							}
+							w.nodes[1].kill()
+							time.Sleep(30 * time.Second)
+							w.nodes[1].restart(true)
+						}
+						w.awaitAllInSync()
+						time.Sleep(time.Second)
+						l.end()
+						l.verify(2)
+						w.flush(2)
+						w.wantEqual()
+						w.cells.set(func(*testCells) {
+							if left == times {
+								t.Error("the change never came")
+							}
+						})
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestGrowInDoubtNeedsTheReplicaForWritesAndReadsItNot(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(8192, 1))
+		w.nodes[1].kill()
+		w.write(2, 0, fill(8192, 2))
+		w.cells.set(func(c *testCells) {
+			c.decide = func(_ int, change cell.Change) fate {
+				if _, ok := change.(cell.Grow); ok {
+					c.down = map[int]bool{2: true} // nothing can be learned afterwards
+					return commitsUntold
+				}
+				return commits
+			}
+		})
+		w.nodes[1].restart(false)
+		for !w.d(2).Status().InDoubt {
+			time.Sleep(10 * time.Millisecond)
+		}
+		w.write(2, 4096, fill(4096, 3))
+		if got := w.nodes[1].raw(4096, 1)[0]; got != 3 {
+			t.Fatalf("a write was acknowledged while the grow was in doubt, and n1 has %d", got)
+		}
+		// The holder dies, and n1 alone is left: it was in sync all the time.
+		w.nodes[2].kill()
+		w.nodes[0].kill()
+		w.mu.Lock()
+		w.dead[2] = true
+		w.mu.Unlock()
+		w.cells.heal()
+		w.attach(1)
+		w.wantRead(1, 0, fill(4096, 2))
+		w.wantRead(1, 4096, fill(4096, 3))
+		w.nodes[0].restart(false)
+		w.wantReturn(0)
+	})
+}
+
+func TestReplicaThatIsNotInSyncDoesNotHoldUpWritesWhenItFails(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		for b := range int64(8) {
+			w.write(2, b*testBlock, fill(1<<20, 1))
+		}
+		w.nodes[1].kill()
+		for b := range int64(8) {
+			w.write(2, b*testBlock, fill(1<<20, 2))
+		}
+		w.nodes[1].restart(false)
+		h := w.d(2).holding.Load()
+		for len(h.view.Load().groups[0].ack) == 1 || len(w.inSync()) == 2 {
+			if len(w.inSync()) == 2 {
+				t.Skip("too quick to be caught waiting for it")
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		w.cells.set(func(c *testCells) { c.down = map[int]bool{2: true} }) // and no quorum to drop anything
+		w.nodes[1].freeze()
+		begin := time.Now()
+		w.write(2, 0, fill(512, 3))
+		if took := time.Since(begin); took > 3*time.Second {
+			t.Errorf("a write waited %v for a replica that is not in sync", took)
+		}
+		w.nodes[1].thaw()
+		w.cells.heal()
+		w.wantReturn(1)
+	})
+}
+
+func TestDetachDuringAResyncIsQuickAndTheNextHolderGoesOn(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		for b := range int64(8) {
+			w.write(2, b*testBlock, fill(1<<20, 1))
+		}
+		w.nodes[1].kill()
+		for b := range int64(8) {
+			w.write(2, b*testBlock, fill(1<<20, 2))
+		}
+		w.mu.Lock()
+		w.delay = func(int, int) time.Duration { return 20 * time.Millisecond }
+		w.mu.Unlock()
+		w.nodes[1].restart(false)
+		for w.d(2).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(200 * time.Millisecond)
+		begin := time.Now()
+		w.detach(2)
+		if took := time.Since(begin); took > 500*time.Millisecond {
+			t.Errorf("the detach took %v", took)
+		}
+		if rec := w.cells.record(); rec.Phase != crdt.PhaseReleased || rec.Groups[0].Count(crdt.InSync) != 1 {
+			t.Errorf("after the detach: %v, %+v", rec.Phase, rec.Groups)
+		}
+		w.attach(0)
+		w.wantReturn(1)
+		w.wantRead(1, 7*testBlock, fill(4096, 2))
+	})
+}
+
+func TestMaintenanceBringsAReplicaBackAndLetsGo(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(1<<20, 1))
+		w.nodes[1].kill()
+		w.write(2, 0, fill(1<<20, 2))
+		w.detach(2)
+		w.nodes[1].restart(true)
+		if err := w.d(0).Maintain(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if rec := w.cells.record(); rec.Phase != crdt.PhaseReleased {
+			t.Errorf("phase %v after maintenance", rec.Phase)
+		}
+		w.wantReturn(1)
+		epoch := w.cells.record().Epoch
+		w.wantRead(2, 0, fill(4096, 2))
+		if epoch != 2 {
+			t.Errorf("epoch %v", epoch)
+		}
+	})
+}
+
+func TestMaintenanceOfAReplicaThatIsGoneLetsGo(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.nodes[1].kill()
+		w.write(2, 0, fill(1<<20, 2))
+		w.detach(2)
+		ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+		defer cancel()
+		if err := w.d(0).Maintain(ctx); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if rec := w.cells.record(); rec.Phase != crdt.PhaseReleased {
+			t.Errorf("phase %v after maintenance", rec.Phase)
+		}
+	})
+}
+
+func TestMaintenanceGivesWayAtOnce(t *testing.T) {
+	for name, take := range map[string]func(w *world){
+		"to an attach elsewhere": func(w *world) { w.attach(2) },
+		"to a removal": func(w *world) {
+			if rec, err := w.d(2).Free(w.t.Context()); err != nil || rec.Phase != crdt.PhaseReleased {
+				w.t.Fatalf("free: %v, %v", rec.Phase, err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+				w.attach(2)
+				for b := range int64(8) {
+					w.write(2, b*testBlock, fill(1<<20, 1))
+				}
+				w.nodes[1].kill()
+				for b := range int64(8) {
+					w.write(2, b*testBlock, fill(1<<20, 2))
+				}
+				w.detach(2)
+				w.nodes[1].restart(false)
+				w.mu.Lock()
+				w.delay = func(int, int) time.Duration { return 20 * time.Millisecond }
+				w.mu.Unlock()
+				d := w.d(0)
+				ended := async(func() error { return d.Maintain(context.Background()) })
+				for rec := w.cells.record(); rec.Groups[0].Count(crdt.Syncing) == 0; rec = w.cells.record() {
+					time.Sleep(10 * time.Millisecond)
+				}
+				time.Sleep(100 * time.Millisecond)
+				begin := time.Now()
+				take(w)
+				if took := time.Since(begin); took > time.Second {
+					t.Errorf("it took %v", took)
+				}
+				if err := <-ended; err == nil {
+					t.Error("maintenance does not say that it was interrupted")
+				}
+				if w.d(2).users() > 0 {
+					w.wantReturn(1)
+				}
+			})
+		})
+	}
+}
+
+func TestMaintenanceLeavesAHeldDiskAlone(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		if err := w.d(0).Maintain(w.t.Context()); !errors.Is(err, ukai.ErrHeld) {
+			t.Errorf("maintain: %v", err)
+		}
+		w.write(2, 0, fill(512, 1))
+		if _, err := w.d(0).Free(w.t.Context()); !errors.Is(err, ukai.ErrHeld) {
+			t.Errorf("free: %v", err)
+		}
+	})
+}
