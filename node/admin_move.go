@@ -20,10 +20,11 @@ func (n *Node) Takeover(ctx context.Context, disk string, t admin.Takeover) (adm
 	fail := func(err error) (admin.Disk, error) {
 		return admin.Disk{}, fmt.Errorf("take over disk %s: %w", d.Name.Value, err)
 	}
-	rec, err := n.settled(ctx, d)
-	switch {
-	case errors.Is(err, ukai.ErrHeld):
+	if err := n.letGo(ctx, d); err != nil {
 		return fail(fmt.Errorf("%w, where you are: stop the program that has it open", err))
+	}
+	rec, err := n.cells.Read(ctx, d.ID)
+	switch {
 	case err != nil:
 		return fail(err)
 	case rec.Phase != crdt.PhaseActive && rec.Phase != crdt.PhaseRecovering:
