@@ -12,7 +12,8 @@ import (
 )
 
 // advertised returns the address that other nodes are given: the configured one, else the one the transport listens on, else, for a
-// wildcard, that of the interface towards the first seed that can be resolved or towards the default route, else loopback.
+// wildcard, that of the interface towards the first seed that can be resolved or towards the default route, else, on a network that leads nowhere
+// else, an address of any interface, else loopback.
 func advertised(ctx context.Context, cfg Config) (netip.AddrPort, error) {
 	listen, err := netip.ParseAddrPort(cfg.Transport.LocalAddr().String())
 	if err != nil {
@@ -48,8 +49,37 @@ func advertised(ctx context.Context, cfg Config) (netip.AddrPort, error) {
 			return netip.AddrPortFrom(own, listen.Port()), nil
 		}
 	}
+	if own, ok := anyOf(ownAddrs()); ok {
+		cfg.Log.Info("no route to anywhere: other nodes are given the address of an interface", "address", own)
+		return netip.AddrPortFrom(own, listen.Port()), nil
+	}
 	cfg.Log.Warn("no route to anywhere: other machines cannot reach this node until it is started with an address to advertise")
 	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), listen.Port()), nil
+}
+
+// ownAddrs returns the addresses of this machine's interfaces that are up.
+func ownAddrs() (list []netip.Addr) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil // then it is as if there were none
+	}
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			list = append(list, p.Addr().Unmap())
+		}
+	}
+	return list
+}
+
+// anyOf returns one of some addresses that may be reached from another machine, IPv4 before IPv6.
+func anyOf(list []netip.Addr) (netip.Addr, bool) {
+	best := netip.Addr{}
+	for _, a := range list {
+		if a.IsGlobalUnicast() && (!best.IsValid() || a.Is4() && !best.Is4()) {
+			best = a
+		}
+	}
+	return best, best.IsValid()
 }
 
 // seenAt takes in the address a peer sees this node at. It may rightly differ, on a machine with several; behind address translation it is

@@ -21,7 +21,7 @@
 // # Addresses
 //
 // The address other nodes use is Config.Advertise; without it the address the transport listens on; and when that is a
-// wildcard, the address of the interface over which the first seed (or else the default route) is reached. Behind
+// wildcard, the address of the interface over which the first seed (or else the default route) is reached, or of any where there is no route. Behind
 // address translation no node can know its own address: set Advertise there.
 //
 // # Locks
