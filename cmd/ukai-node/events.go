@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ukai"
 	"ukai/node/admin"
 )
 
@@ -17,14 +16,11 @@ func (a *app) eventsCommand() *cobra.Command {
 	c := a.asking(&cobra.Command{
 		Use:   "events",
 		Short: "Follow what happens at the node",
-		Long: `Print each event of the node as it happens, until Ctrl-C. With -o json each is one line.
+		Long: `Print each event of the node as it happens, until Ctrl-C. With -o json each is one line, with -o yaml a document.
 A line "N missed" says that the node had more to tell than could be sent.`,
 		Args:              exactly(),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if a.output == "yaml" {
-				return fmt.Errorf("output format %q: %w: events are table or json", a.output, ukai.ErrInvalid)
-			}
 			return a.ask(c, func(_ context.Context, node *admin.Client) error {
 				var last uint64
 				return node.Events(c.Context(), func(e admin.Event) error {
@@ -42,8 +38,14 @@ A line "N missed" says that the node had more to tell than could be sent.`,
 }
 
 func (a *app) printEvent(e admin.Event) error {
-	if a.output == "json" {
+	switch a.output {
+	case "json":
 		return json.NewEncoder(a.stdout).Encode(e)
+	case "yaml":
+		if _, err := fmt.Fprintln(a.stdout, "---"); err != nil {
+			return err
+		}
+		return a.show(e, nil)
 	}
 	about := strings.TrimSpace(e.Node + " " + e.Disk)
 	_, err := fmt.Fprintf(a.stdout, "%s %-8s %-20s %s\n", e.Time.UTC().Format(time.RFC3339), a.colour(levelColour(e.Level), string(e.Level)), e.Kind, strings.TrimSpace(about+" "+e.Text))

@@ -127,7 +127,12 @@ to another node.`,
 	root.SetArgs(a.args)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if strings.Contains(err.Error(), "duration") { // pflag knows the rule and not the remedy
+			err = fmt.Errorf("%w; write for example 30s, 5m or 1h", err)
+		}
+		return usageError{err}
+	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configFile, "config", "", "configuration `FILE` (UKAI_CONFIG; default "+defaultConfig+" if it exists)")
 	flags.StringVar(&a.socket, "socket", "", "`FILE` of the node's admin socket (UKAI_SOCKET; default "+defaultSocket+")")

@@ -150,3 +150,17 @@ func TestALargeMeshShowsRoundTripTimesPerDatacenter(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+func TestAnEventIsOneLineOfJSONOrOneDocumentOfYAML(t *testing.T) {
+	e := admin.Event{Seq: 7, Time: admintest.Epoch, Level: admin.Warn, Kind: "node-dead", Node: "t2", Text: "node t2 is dead"}
+	for output, want := range map[string]string{
+		"json":  `{"seq":7,"time":"2026-03-01T12:00:00Z","level":"warning","kind":"node-dead","node":"t2","text":"node t2 is dead"}` + "\n",
+		"yaml":  "---\nseq: 7\ntime: \"2026-03-01T12:00:00Z\"\nlevel: warning\nkind: node-dead\nnode: t2\ntext: node t2 is dead\n",
+		"table": "2026-03-01T12:00:00Z warning  node-dead            t2 node t2 is dead\n",
+	} {
+		var out bytes.Buffer
+		if err := (&app{stdout: &out, output: output}).printEvent(e); err != nil || out.String() != want {
+			t.Errorf("%s: %v\n%swant\n%s", output, err, &out, want)
+		}
+	}
+}
