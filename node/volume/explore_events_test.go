@@ -67,7 +67,7 @@ func (p *xReplica) sync() { p.dur, p.durStamp = p.mem, p.stamp }
 
 // normalise drops what can have no effect any more.
 func (x *explorer) normalise(w *xWorld) {
-	if x.s.max.flushes == 0 && x.s.max.losses == 0 {
+	if x.s.max.flushes == 0 && x.s.max.losses == 0 && !x.s.ackLocal {
 		w.since = 0
 	}
 	for i := 0; i < xMessages && w.net[i].kind != 0; {
@@ -162,7 +162,11 @@ func (x *explorer) arbiters(w *xWorld, h int, emit xEmit) {
 			n := n
 			n.rec = next
 			if c.op == xOpActivate {
-				n.activated(c.lossy)
+				n.activated(c.lossy || c.lost && w.risk)
+				n.risk, n.acker = false, 0
+				if x.s.ackLocal && c.in&xBit(h) != 0 {
+					n.acker = uint8(h) + 1
+				}
 			}
 			if y.asked {
 				n.host[h].reply = next
@@ -307,6 +311,9 @@ func (x *explorer) replicaFails(w *xWorld, r int, emit xEmit) {
 			q.unclean = true
 			if x.s.mutation != "noinc" {
 				q.session = 0
+			}
+			if x.s.ackLocal && r < xHosts {
+				n.host[r] = xHost{} // one machine
 			}
 			emit(n, "replica %d loses power, has %d", r+1, q.mem)
 		}

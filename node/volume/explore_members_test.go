@@ -30,7 +30,7 @@ func (x *explorer) membership(w *xWorld, h int, emit xEmit) {
 	in, syncing := x.role(y.known, crdt.InSync), x.role(y.known, crdt.Syncing)
 	for r := range x.s.replicas {
 		b := xBit(r)
-		if quiet && (in|syncing)&b != 0 && in != b && w.used.shrinks < x.s.max.shrinks {
+		if quiet && (in|syncing)&b != 0 && in != b && w.used.shrinks < x.s.max.shrinks && (!y.told || r != h || x.s.mutation == "localshrink") {
 			n := *w
 			n.used.shrinks++
 			z := &n.host[h]

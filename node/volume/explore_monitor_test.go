@@ -106,6 +106,7 @@ func (w *xWorld) activated(lossy bool) {
 	}
 	m.filter(func(c uint8) (uint8, bool) { return xMay(c&3, 0, c>>5|c>>2&7), true })
 	w.monitor = m
+	w.since = w.current() // a takeover flushes
 }
 
 // current returns the values that may be current, a mask.

@@ -33,19 +33,45 @@ func (x *explorer) guest(w *xWorld, h int, emit xEmit) {
 			emit(n, "host %d writes %d", h+1, z.value)
 		}
 	}
+	if x.acksLocally(w, h, s) {
+		n := *w
+		n.host[h].told = true
+		n.risk = !x.deposed(w, y.epoch)
+		n.acknowledged(y.value)
+		emit(n, "host %d acknowledges %d, applied here", h+1, y.value)
+	}
 	if y.value != 0 && x.complete(y, s) {
 		n := *w
 		z := &n.host[h]
-		n.acknowledged(y.value)
+		if y.told {
+			if x.epoch(w.rec) == y.epoch {
+				n.risk = false
+			}
+		} else {
+			n.acknowledged(y.value)
+		}
+		z.told = false
 		missed := x.role(y.known, crdt.Syncing) &^ y.acks &^ s.ack
 		if x.s.mutation != "missedclean" {
 			z.dirty |= missed
 		}
 		z.owes |= missed & y.linked
 		z.value, z.targets, z.acks, z.stamp = 0, 0, 0, 0
-		emit(n, "host %d acknowledges %d", h+1, y.value)
+		emit(n, "host %d acknowledges %d, told before=%v", h+1, y.value, y.told)
 	}
 	x.reads(w, h, s, emit)
+}
+
+// acksLocally says whether the guest may be answered though only the replica on its own node has the write: that is what
+// ack=local adds. The replica must certainly be in sync, and the lease must hold, for a successor that could not seal
+// this node's replica has waited for the lease only.
+func (x *explorer) acksLocally(w *xWorld, h int, s xSets) bool {
+	y := &w.host[h]
+	certain := s.read
+	if x.s.mutation == "localindoubt" {
+		certain = s.ack
+	}
+	return x.s.ackLocal && y.value != 0 && !y.told && y.acks&certain&xBit(h) != 0 && (x.leaseHolds(w, h) || x.s.mutation == "localnolease")
 }
 
 // complete says whether a write may be acknowledged: mutation.complete and resend.
@@ -75,6 +101,9 @@ func (x *explorer) reads(w *xWorld, h int, s xSets, emit xEmit) {
 	readable := s.read
 	if x.s.mutation == "readunion" {
 		readable = s.ack
+	}
+	if y.told && x.s.mutation != "localreadany" {
+		readable &= xBit(h) // the others may not have what the guest was told of
 	}
 	if y.reading != 0 {
 		r := int(y.reading) - 1
@@ -139,7 +168,7 @@ func (x *explorer) flush(w *xWorld, h int, emit xEmit) {
 		}
 		return
 	}
-	if w.used.flushes < x.s.max.flushes && y.value == 0 && y.check < 7 {
+	if w.used.flushes < x.s.max.flushes && (y.value == 0 || y.told && x.s.mutation == "localnodrain") && y.check < 7 {
 		n := *w
 		n.used.flushes++
 		z := &n.host[h]

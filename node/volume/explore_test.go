@@ -18,6 +18,7 @@ type scenario struct {
 	replicas  int
 	inSync    uint8 // mask at the start, 0: all
 	local     bool  // host i and replica i are on one node
+	ackLocal  bool  // the guest is answered when the replica on its node has a write; needs local
 	slowReads bool  // time passes between a replica's answer to a read and its arrival
 	release   bool
 	epochs    uint8
@@ -159,6 +160,9 @@ var (
 		{name: "three replicas", replicas: 3, epochs: 2, writes: 1},
 	}
 	xMedium = []scenario{
+		{name: "ack=local", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{crashes: 1, ticks: 1}},
+		{name: "ack=local, shrink", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{shrinks: 1, ticks: 1}},
+		{name: "ack=local, restarts", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{restarts: 1, reconnects: 1, crashes: 1}},
 		{name: "lease and shrink", replicas: 2, epochs: 2, writes: 1, max: xBudget{ticks: 1, shrinks: 1}},
 		{name: "crash and reconnect", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, reconnects: 1}},
 		{name: "three epochs", replicas: 2, epochs: 3, writes: 1, max: xBudget{crashes: 1}},
@@ -167,6 +171,7 @@ var (
 		{name: "power loss and flush", replicas: 2, epochs: 2, writes: 1, max: xBudget{losses: 1, flushes: 1}},
 	}
 	xLarge = []scenario{
+		{name: "ack=local, power loss and flush", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1}},
 		{name: "crash, reconnect and shrink", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, reconnects: 1, shrinks: 1, ticks: 1}},
 		{name: "three epochs", replicas: 2, epochs: 3, writes: 2, max: xBudget{crashes: 1, shrinks: 1, ticks: 1}},
 		{name: "replicas on the hosts, slow reads", replicas: 2, local: true, slowReads: true, epochs: 2, writes: 2, max: xBudget{shrinks: 1, ticks: 1}},
@@ -187,6 +192,8 @@ var xEverything = []scenario{
 	{name: "all at once", replicas: 3, release: true, epochs: 3, writes: 3,
 		max: xBudget{crashes: 2, losses: 2, restarts: 1, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 2}},
 	{name: "all at once, replicas on the hosts", replicas: 3, local: true, release: true, epochs: 4, writes: 3,
+		max: xBudget{crashes: 2, losses: 2, restarts: 1, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 3}},
+	{name: "all at once, ack=local", replicas: 3, local: true, ackLocal: true, release: true, epochs: 4, writes: 3,
 		max: xBudget{crashes: 2, losses: 2, restarts: 1, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 3}},
 }
 
@@ -236,6 +243,12 @@ var xBroken = []scenario{
 	{mutation: "earlystable", replicas: 3, epochs: 3, writes: 1, max: xBudget{crashes: 2, flushes: 1, ticks: 2}},
 	{mutation: "lateseal", replicas: 3, epochs: 3, writes: 3, max: xBudget{crashes: 2, losses: 2, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 2}},
 	{mutation: "stablesyncing", replicas: 2, epochs: 3, writes: 2, max: xBudget{joins: 2, flushes: 1, shrinks: 1, ticks: 2}},
+	{mutation: "localprefer", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{crashes: 1}},
+	{mutation: "localnolease", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{ticks: 1}},
+	{mutation: "localindoubt", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{shrinks: 1, ticks: 1}},
+	{mutation: "localreadany", replicas: 2, local: true, ackLocal: true, epochs: 1, writes: 1},
+	{mutation: "localnodrain", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1, ticks: 1}},
+	{mutation: "localshrink", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{shrinks: 1}},
 	{mutation: "stablenosession", replicas: 2, epochs: 3, writes: 2, max: xBudget{losses: 1, restarts: 1, reconnects: 1, flushes: 1, ticks: 1}},
 }
 

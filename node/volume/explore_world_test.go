@@ -63,11 +63,12 @@ type xHost struct {
 	prefer          uint8 // 1 + replica
 	frozen          bool
 	authority       uint8
-	lossy           bool
+	lossy, lost     bool
 	suspect         uint8 // stamp to raise to, 0: no block is suspect
 	todo            uint8 // to be made equal
 
 	value, targets, acks, stamp uint8 // write under way
+	told                        bool  // its guest knows of it already: ack=local
 	check, stable               uint8
 	flushing                    bool
 	flushTargets, flushed       uint8
@@ -105,6 +106,7 @@ type xChange struct {
 	in      uint8
 	seen    uint16
 	lossy   bool
+	lost    bool // what only the acker had
 }
 
 type xOp uint8
@@ -128,6 +130,8 @@ type xWorld struct {
 	net     [xMessages]xMessage
 	tick    uint8 // times that every older lease has run out
 	writes  uint8
+	acker   uint8 // 1 + replica on the node of the last holder that served; with ack=local it may be ahead of the others
+	risk    bool  // it is: the guest knows of a write that others lack
 	since   uint8 // values that may be current after a power loss
 	monitor xMonitor
 	used    xBudget
@@ -255,7 +259,7 @@ type xApplication struct {
 
 // apply returns what a change makes of a record, 0 if it is refused.
 func (x *explorer) apply(c xChange, rec uint16) uint16 {
-	c.lossy = false
+	c.lossy, c.lost = false, false
 	key := xApplication{c, rec}
 	if n, ok := x.applied[key]; ok {
 		return n
@@ -445,7 +449,9 @@ func (x *explorer) leaseHolds(w *xWorld, h int) bool {
 // claims returns the block's range locks, as held now.
 func (y *xHost) claims() *rangeQueue {
 	q := new(rangeQueue)
-	if y.value != 0 || y.copying != 0 {
+	if y.told {
+		q.add(&claim{end: 1}) // no writes, but reads
+	} else if y.value != 0 || y.copying != 0 {
 		q.add(&claim{end: 1, exclusive: true})
 	}
 	if y.reading != 0 {
