@@ -5,6 +5,6 @@
 //
 //	make chaos MINUTES=10 SEED=7
 //
-// A run consists of episodes, each with new disks. A seed fixes the faults and when they come, not what the processes do
-// meanwhile, so a failure keeps its history and logs under run/chaos.
+// A run consists of episodes, each with new disks. A seed fixes which faults are drawn, not what the processes do meanwhile,
+// nor whom those faults hit that are aimed at the node which writes at the moment; so a failure keeps its history and logs under run/chaos.
 package chaos

@@ -27,7 +27,7 @@ const (
 	maxSectors       = 16                     // of one operation
 	window           = 96                     // sectors that are used at a time, so that operations meet
 	windowFor        = 8 * time.Second        // then other sectors are used, so that no sector's history is too long to check
-	pause            = 30 * time.Millisecond  // between two operations of a worker, at most
+	pause            = 30 * time.Millisecond  // between two operations of a worker, at most; a quarter of it at home
 	pauseAfterError  = 250 * time.Millisecond // so that a node that fails does not fill the history with writes of unknown outcome
 	stallWorthTold   = time.Second
 	writesAwayOfHome = 50 // every so many operations a worker tries to write where another node has the disk
@@ -180,8 +180,15 @@ type worker struct {
 func (w *worker) run() {
 	defer w.close()
 	buf := make([]byte, maxSectors*sectorSize)
-	for w.r.sleep(rand.N(pause)) {
-		home := int(w.r.home.Load()) == w.at
+	for home := false; ; {
+		rest := rand.N(pause)
+		if home {
+			rest /= 4
+		}
+		if !w.r.sleep(rest) {
+			return
+		}
+		home = int(w.r.home.Load()) == w.at
 		if w.wrote && !home {
 			w.close()
 		}
