@@ -96,13 +96,13 @@ func measure(ctx context.Context, t *target, j job, size int64, seconds int) (s 
 	elapsed := max(read.Runtime, write.Runtime) / 1000
 	s.IOPS, s.MBs = ios/elapsed, bytes/elapsed/1e6
 	lat := read
-	if read.IOs == 0 {
+	switch {
+	case j.Flush:
+		lat = sync // fio counts it from the submission of the write before it, which it has to wait for
+	case read.IOs == 0:
 		lat = write
 	}
 	s.P50, s.P99, s.P999 = lat.micros("50.000000"), lat.micros("99.000000"), lat.micros("99.900000")
-	if j.Flush {
-		s.P50, s.P99, s.P999 = s.P50+sync.micros("50.000000"), s.P99+sync.micros("99.000000"), s.P999+sync.micros("99.900000")
-	}
 	s.CPU = float64((cpuTime(t.pids()) - cpu).Microseconds()) / ios
 	s.RSS = residentMiB(t.pids())
 	if write.Bytes > 0 && t.sent() > wire {

@@ -211,11 +211,11 @@ func bench(ctx context.Context, o options) (r *results, err error) {
 			r.Rest[label] = rest{Core: core, MiB: mib, Nodes: len(m.nodes)}
 		}
 	}
-	return r, r.measureAll(ctx, o, targets, meshes)
+	return r, r.measureAll(ctx, o, targets)
 }
 
 // measureAll runs the jobs, in turn on all targets.
-func (r *results) measureAll(ctx context.Context, o options, targets []*target, meshes map[string]*mesh) error {
+func (r *results) measureAll(ctx context.Context, o options, targets []*target) (err error) {
 	for _, t := range targets {
 		progress("prewrite %s", t.name)
 		if err := prewrite(ctx, t.file, o.size); err != nil {
@@ -226,11 +226,7 @@ func (r *results) measureAll(ctx context.Context, o options, targets []*target, 
 		if !o.jobs.MatchString(j.Name) {
 			continue
 		}
-		stopProfiles, err := profiles(ctx, o, j, meshes)
-		if err != nil {
-			return err
-		}
-		for range o.repeat {
+		for round := range o.repeat {
 			for _, t := range targets {
 				if t.far && !j.WAN {
 					continue
@@ -238,8 +234,14 @@ func (r *results) measureAll(ctx context.Context, o options, targets []*target, 
 				if err := settleDisk(o.dir); err != nil {
 					return err
 				}
+				profiled := func() error { return nil }
+				if round == 0 {
+					if profiled, err = profiles(ctx, o, t, j); err != nil {
+						return err
+					}
+				}
 				s, err := measure(ctx, t, j, o.size, o.seconds)
-				if err != nil {
+				if err = errors.Join(err, profiled()); err != nil {
 					return fmt.Errorf("%s on %s: %w", j.Name, t.name, err)
 				}
 				progress("%-24s %-28s %8.0f IOPS %7.1f MB/s  p50 %6.0f  p99 %6.0f us  %5.0f us CPU per I/O", j.Name, t.name, s.IOPS, s.MBs, s.P50, s.P99, s.CPU)
@@ -254,29 +256,24 @@ func (r *results) measureAll(ctx context.Context, o options, targets []*target, 
 				r.Stream = append(r.Stream, speed)
 			}
 		}
-		if err := stopProfiles(); err != nil {
-			return err
-		}
 	}
 	return nil
 }
 
-// profiles takes a CPU profile of every node from now until the returned function has returned.
-func profiles(ctx context.Context, o options, j job, meshes map[string]*mesh) (stop func() error, err error) {
-	if o.profile == "" {
+// profiles takes a CPU profile of every node behind a target, until the returned function returns.
+func profiles(ctx context.Context, o options, t *target, j job) (stop func() error, err error) {
+	if o.profile == "" || t.mesh == nil {
 		return func() error { return nil }, nil
 	}
 	if err := os.MkdirAll(o.profile, 0o700); err != nil {
 		return nil, err
 	}
 	var running []chan error
-	for label, m := range meshes {
-		for _, n := range m.nodes {
-			done := make(chan error, 1)
-			path := filepath.Join(o.profile, strings.NewReplacer(" ", "-", "/", "-").Replace(fmt.Sprintf("%s %s %s.prof", j.Name, label, n.name)))
-			go func() { done <- n.profile(ctx, o.seconds, path) }()
-			running = append(running, done)
-		}
+	for _, n := range t.mesh.nodes {
+		done := make(chan error, 1)
+		path := filepath.Join(o.profile, strings.NewReplacer(" ", "-", "/", "-", ",", "").Replace(fmt.Sprintf("%s %s %s.prof", j.Name, t.name, n.name)))
+		go func() { done <- n.profile(ctx, o.seconds, path) }()
+		running = append(running, done)
 	}
 	return func() error {
 		var errs []error

@@ -156,7 +156,7 @@ func (r *results) markdown() string {
 		}
 		return fmt.Sprintf("%.0f (%.2f)", v, v/floor)
 	})
-	r.table(&b, "**Latency p50 / p99 / p99.9 in us** (of reads in the mixed job; with fdatasync the write and the sync together)", func(t string, j job) string {
+	r.table(&b, "**Latency p50 / p99 / p99.9 in us** (of reads in the mixed job; with fdatasync from the submission of the write to the end of the sync)", func(t string, j job) string {
 		p50, _ := r.of(t, j.Name, func(s sample) float64 { return s.P50 })
 		p99, _ := r.of(t, j.Name, func(s sample) float64 { return s.P99 })
 		p999, _ := r.of(t, j.Name, func(s sample) float64 { return s.P999 })

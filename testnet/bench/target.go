@@ -24,7 +24,8 @@ import (
 type target struct {
 	name  string
 	file  string
-	far   bool // one replica is far away: only jobs with WAN run
+	mesh  *mesh // nil: not UKAI
+	far   bool  // one replica is far away: only jobs with WAN run
 	pids  func() []int
 	sent  func() uint64 // bytes put on the wire so far
 	close func() error
@@ -93,7 +94,7 @@ func local(ctx context.Context, o options, label, bin, dir string, port int) (m 
 			return nil, nil, errors.Join(err, m.close())
 		}
 		t := newTarget(shape.name+label, shape.at.file(disk))
-		t.pids, t.sent = m.pids, m.wire
+		t.mesh, t.pids, t.sent = m, m.pids, m.wire
 		targets = append(targets, t)
 	}
 	return m, targets, nil
@@ -114,7 +115,7 @@ func farAway(ctx context.Context, o options, label, bin, dir string) (*mesh, *ta
 		return nil, nil, errors.Join(err, m.close())
 	}
 	t := newTarget(nameFar+label, m.nodes[0].file("d"))
-	t.far, t.pids, t.sent = true, m.pids, m.wire
+	t.mesh, t.far, t.pids, t.sent = m, true, m.pids, m.wire
 	return m, t, nil
 }
 
