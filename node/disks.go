@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -131,8 +132,13 @@ func (n *Node) Facts(disk ukai.DiskID) map[string]string {
 	return facts
 }
 
-// HeldElsewhere says whether another node has the disk attached, as far as gossip has told.
-func (n *Node) HeldElsewhere(disk ukai.DiskID) bool {
+// HeldElsewhere says whether another node has the disk attached. One that holds it for nobody, as while it brings a replica back, is asked to let
+// go of it.
+func (n *Node) HeldElsewhere(ctx context.Context, disk ukai.DiskID) bool {
 	rec, err := n.known(disk)
-	return err == nil && rec.Holder != n.id && (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering)
+	if err != nil || rec.Holder == n.id || rec.Phase != crdt.PhaseActive && rec.Phase != crdt.PhaseRecovering {
+		return false
+	}
+	_, err = n.host.Disk(disk, "").Free(ctx)
+	return err != nil
 }

@@ -33,7 +33,7 @@ func (n *Node) maintain() {
 		p := n.people()
 		seen := map[ukai.DiskID]bool{}
 		n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
-			if rec.Phase != crdt.PhaseReleased || !returnable(p, rec) || !n.relocates(p, rec) {
+			if !returnable(p, rec) || !n.maintains(p, rec) {
 				return
 			}
 			seen[d.ID] = true
@@ -49,6 +49,20 @@ func (n *Node) maintain() {
 			}
 		}
 	}
+}
+
+// maintains says whether this node is to have a disk's replicas brought back: the disk is free and this is the first node, by id, with an in-sync
+// replica, or it is held by an earlier process of this node. Whoever holds a disk brings its replicas back without being told.
+func (n *Node) maintains(p people, rec crdt.Record) bool {
+	switch rec.Phase {
+	case crdt.PhaseReleased:
+		return n.relocates(p, rec)
+	case crdt.PhaseActive, crdt.PhaseRecovering:
+		_, here := n.host.Held(rec.Disk)
+		return rec.Holder == n.id && !here
+	case crdt.PhaseDeleted:
+	}
+	return false
 }
 
 // returnable says whether a replica is not in sync although its node lives.

@@ -59,11 +59,8 @@ var _ fusefs.Elsewhere = handle{}
 // Facts are what attributes of the file say.
 func (h handle) Facts(context.Context) map[string]string { return h.node.Facts(h.ID()) }
 
-// HeldElsewhere says whether another node has the disk attached, as far as this one has heard.
-func (h handle) HeldElsewhere(context.Context) bool {
-	s := h.Status()
-	return !s.Here && !s.Holder.IsZero() && s.Holder != h.node.ID()
-}
+// HeldElsewhere says whether another node has the disk attached.
+func (h handle) HeldElsewhere(ctx context.Context) bool { return h.node.HeldElsewhere(ctx, h.ID()) }
 
 // Close has nothing to end: a handle that is not attached holds nothing.
 func (h handle) Close() error { return nil }

@@ -13,8 +13,8 @@ import (
 // it go. It gives way to anybody who attaches the disk or asks for it: then, and if another node holds it already, the
 // error matches ukai.ErrHeld or ukai.ErrNotAttached. When it returns nil there is nothing more to do now.
 func (d *Disk) Maintain(ctx context.Context) error {
-	if d.holding.Load() != nil {
-		return nil // whoever uses it here has it brought up to date
+	if d.holding.Load() != nil || !d.anyReturns(ctx) {
+		return nil // whoever uses it here has it brought up to date; or there is nothing to hold it for
 	}
 	if err := d.open(ctx, claimIfFree); err != nil {
 		return fmt.Errorf("maintain %s: %w", d.Name(), err)
@@ -35,34 +35,54 @@ func (d *Disk) Maintain(ctx context.Context) error {
 	return err
 }
 
+// anyReturns says whether some replica that is out can be brought back now, as far as can be told without holding the disk.
+func (d *Disk) anyReturns(ctx context.Context) bool {
+	rec, _ := d.host.cfg.Mesh.Record(d.id)
+	list := absentees(&rec)
+	for range list {
+		now := d.host.cfg.Clock()
+		d.mu.Lock()
+		a, _, due := d.tries.choose(list, now)
+		d.mu.Unlock()
+		if !due {
+			return false
+		}
+		_, err := d.host.present(ctx, d.id, a.Member, rec.Epoch)
+		if err == nil || ctx.Err() != nil {
+			return err == nil
+		}
+		d.noteTries(func(t *tries) { t.silent(a.Replica, now, err.Error()) })
+	}
+	return false
+}
+
 // Free makes sure that nobody holds the disk for the time being: it is let go here, or its holder is asked to. If it is
 // attached, or in use, the error is a ukai.HeldError. It returns the committed record.
 func (d *Disk) Free(ctx context.Context) (crdt.Record, error) {
 	if err := d.Yield(ctx); err != nil && !errors.Is(err, ukai.ErrNotAttached) {
 		return crdt.Record{}, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, yieldFor, fmt.Errorf("not let go within %v: %w", yieldFor, ukai.ErrTimeout))
+	defer cancel()
 	seen := sighting{}
-	if err := seen.read(ctx, d); err != nil {
-		return seen.rec, err
-	}
-	if seen.rec.Phase == crdt.PhaseDeleted || seen.free(ukai.NodeID{}) {
-		return seen.rec, nil
-	}
-	holder := seen.rec.Holder
-	if holder == d.host.cfg.Node {
-		return seen.rec, d.heldBy(holder) // claimed before this process started
-	}
-	if err := d.askToYield(ctx, holder); err != nil {
-		if errors.Is(err, ukai.ErrHeld) {
-			return seen.rec, d.heldBy(holder)
+	for {
+		if err := seen.read(ctx, d); err != nil {
+			return seen.rec, err
 		}
-		return seen.rec, fmt.Errorf("%w, which was asked to let go: %w", d.heldBy(holder), err)
+		if seen.rec.Phase == crdt.PhaseDeleted || seen.free(ukai.NodeID{}) {
+			return seen.rec, nil
+		}
+		holder := seen.rec.Holder
+		if holder == d.host.cfg.Node {
+			return seen.rec, d.heldBy(holder) // claimed before this process started
+		}
+		switch err := d.askToYield(ctx, holder); {
+		case errors.Is(err, ukai.ErrHeld):
+			return seen.rec, d.heldBy(holder)
+		case err == nil:
+		case !errors.Is(err, ukai.ErrNotAttached), !sleep(ctx, maxAttachPause/2):
+			return seen.rec, fmt.Errorf("%w, which was asked to let go: %w", d.heldBy(holder), err)
+		}
+		// It has let go, or is about to: it denies that it holds a disk while it recovers or releases it.
 	}
-	if err := seen.read(ctx, d); err != nil {
-		return seen.rec, err
-	}
-	if seen.free(ukai.NodeID{}) || seen.rec.Phase == crdt.PhaseDeleted {
-		return seen.rec, nil
-	}
-	return seen.rec, d.heldBy(seen.rec.Holder)
 }

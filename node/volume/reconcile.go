@@ -127,7 +127,7 @@ func (h *holding) bringBack(a absentee) {
 	}
 	h.d.noteTries(func(t *tries) { t.begun(a.Replica, now) })
 	for _, g := range a.out {
-		if err = h.join(g, a.Member); err != nil {
+		if err = h.join(g, a.Member, true); err != nil {
 			break
 		}
 	}
@@ -184,37 +184,53 @@ func (h *holding) reach(ctx context.Context, who crdt.Member) (*member, error) {
 		m.local = local
 	}
 	h.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, sealWait+rttFactor*h.host.rtt(who.Node))
-	defer cancel()
-	hb := heartbeat{Beats: []beat{{Disk: h.d.id, Replica: who.Replica, Epoch: h.epoch}}}
-	reply, err := m.ask(ctx, 0, wire.Message{Kind: wire.KindHeartbeat, Payload: encode(hb)}, nil)
+	owner, err := h.host.present(ctx, h.d.id, who, h.epoch)
 	if err != nil {
 		return nil, err
 	}
-	out, err := decodeHeartbeatReply(reply.Payload, 1)
-	if err != nil {
-		return nil, m.named(err)
-	}
-	if len(out.Exceptions) > 0 {
-		e := out.Exceptions[0]
-		switch err := ukai.Sentinel(e.Code); {
-		case !errors.Is(err, ukai.ErrFenced):
-			if err == nil {
-				err = fmt.Errorf("heartbeat refused with code %d", e.Code)
-			}
-			return nil, m.named(err)
-		case e.Now > h.epoch:
-			h.fenced(e.Now)
-			return nil, h.err()
-		}
-		// It belongs to an older epoch, of which it will be told.
+	if owner > h.epoch {
+		h.fenced(owner)
+		return nil, h.err()
 	}
 	return m, nil
 }
 
+// present asks a replica's node whether it has the replica and can open it. It returns the epoch that owns the replica:
+// an older one than the caller's will be told of that by the seal.
+func (h *Host) present(ctx context.Context, disk ukai.DiskID, who crdt.Member, epoch ukai.Epoch) (owner ukai.Epoch, err error) {
+	ctx, cancel := context.WithTimeout(ctx, sealWait+rttFactor*h.rtt(who.Node))
+	defer cancel()
+	hb := heartbeat{Beats: []beat{{Disk: disk, Replica: who.Replica, Epoch: epoch}}}
+	msg := wire.Message{Kind: wire.KindHeartbeat, Payload: encode(hb)}
+	var reply wire.Reply
+	if who.Node == h.cfg.Node {
+		reply, err = h.cfg.Replicas.do(&msg, nil)
+	} else {
+		reply, err = h.cfg.Peers.Start(ctx, who.Node, &msg, nil).Wait(ctx)
+	}
+	if err != nil {
+		return 0, h.nodeError(who.Node, err)
+	}
+	out, err := decodeHeartbeatReply(reply.Payload, 1)
+	switch {
+	case err != nil:
+		return 0, h.nodeError(who.Node, err)
+	case len(out.Exceptions) == 0:
+		return epoch, nil
+	}
+	err = ukai.Sentinel(out.Exceptions[0].Code)
+	switch {
+	case errors.Is(err, ukai.ErrFenced):
+		return out.Exceptions[0].Now, nil
+	case err == nil:
+		err = fmt.Errorf("heartbeat refused with code %d", out.Exceptions[0].Code)
+	}
+	return 0, h.nodeError(who.Node, fmt.Errorf("replica %v: %w", who.Replica, err))
+}
+
 // alter proposes a change of the record that changes no in-sync set, or one of a replica that is in none, and waits for its
 // outcome. It takes reconfiguring.
-func (h *holding) alter(make func(version uint64) cell.Change) error {
+func (h *holding) alter(make func(known *crdt.Record) (cell.Change, error)) error {
 	select {
 	case h.reconfiguring <- struct{}{}:
 	case <-h.ctx.Done():
@@ -226,12 +242,15 @@ func (h *holding) alter(make func(version uint64) cell.Change) error {
 	}
 	h.mu.Lock()
 	known := h.sets.known
-	change := make(known.Version)
-	if change.Done(known) {
+	change, err := make(&known)
+	if err == nil && change.Done(known) {
 		h.mu.Unlock()
 		return nil
 	}
-	next, err := change.Apply(known.Clone())
+	var next crdt.Record
+	if err == nil {
+		next, err = change.Apply(known.Clone())
+	}
 	if err == nil {
 		h.sets.propose(next)
 		h.rebuild()
@@ -243,10 +262,14 @@ func (h *holding) alter(make func(version uint64) cell.Change) error {
 	return h.commit(change)
 }
 
-// join makes a replica a syncing member of a group (J1).
-func (h *holding) join(group uint8, m crdt.Member) error {
-	return h.alter(func(version uint64) cell.Change {
-		return cell.Join{Epoch: h.epoch, Version: version, Group: group, Replica: m.Replica, Node: m.Node}
+// join makes a replica a syncing member of a group (J1). One that returns must be a member still: a replica that was
+// retired meanwhile is never named again.
+func (h *holding) join(group uint8, m crdt.Member, returns bool) error {
+	return h.alter(func(known *crdt.Record) (cell.Change, error) {
+		if g := known.Group(group); returns && (g == nil || g.Member(m.Replica) == nil) {
+			return nil, fmt.Errorf("replica %v is not in group %d any more: %w", m.Replica, group, ukai.ErrRejected)
+		}
+		return cell.Join{Epoch: h.epoch, Version: known.Version, Group: group, Replica: m.Replica, Node: m.Node}, nil
 	})
 }
 
@@ -255,8 +278,8 @@ func (h *holding) giveUp(m *member, groups []uint8) {
 	if inSyncIn(h.record(), m.Replica, groups) {
 		return
 	}
-	_ = h.alter(func(version uint64) cell.Change { // logged by commit
-		return cell.Shrink{Epoch: h.epoch, Version: version, Replica: m.Replica, In: groups}
+	_ = h.alter(func(known *crdt.Record) (cell.Change, error) { // logged by commit
+		return cell.Shrink{Epoch: h.epoch, Version: known.Version, Replica: m.Replica, In: groups}, nil
 	})
 }
 
@@ -315,7 +338,7 @@ func (d *Disk) AddReplica(ctx context.Context, group uint8, replica ukai.Replica
 		m := crdt.Member{Replica: replica, Node: node}
 		if _, err = h.reach(ctx, m); err == nil {
 			h.resting.Store(false)
-			err = h.join(group, m)
+			err = h.join(group, m, false)
 		}
 	}
 	if err != nil {

@@ -27,6 +27,7 @@ const (
 	// keep the replica behind for ever.
 	fewBlocks = 16
 	maxSweeps = 3
+	maxGrows  = 5 // proposals of one grow, where other changes of the record get in between
 )
 
 // following brings one replica up to date: J2 to J8 of the protocol, 3.8. It exists from before the replica's dirty
@@ -699,6 +700,9 @@ func (f *following) grow(ctx context.Context, l *link) error {
 		return context.Cause(ctx)
 	}
 	err := f.propose(ctx, l)
+	for again := 0; errors.Is(err, ukai.ErrRejected) && again < maxGrows; again++ {
+		err = f.propose(ctx, l) // somebody changed something else of the record meanwhile
+	}
 	<-h.reconfiguring
 	for {
 		h.mu.Lock()
@@ -752,7 +756,7 @@ func (f *following) propose(ctx context.Context, l *link) error {
 		err = f.lostWhy()
 	}
 	f.mu.Lock()
-	if err == nil && (f.state.mode != awaited || !f.state.complete()) {
+	if err == nil && (f.state.mode < awaited || !f.state.complete()) {
 		err = f.m.named(ukai.ErrUnreachable)
 	}
 	if err == nil {

@@ -300,6 +300,40 @@ func TestGrowInDoubtNeedsTheReplicaForWritesAndReadsItNot(t *testing.T) {
 	})
 }
 
+func TestWriteWaitsForALostReplicaWhileItsGrowIsInDoubt(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(8192, 1))
+		w.nodes[1].kill()
+		w.write(2, 0, fill(8192, 2))
+		w.cells.set(func(c *testCells) {
+			c.decide = func(_ int, change cell.Change) fate {
+				if _, ok := change.(cell.Grow); ok {
+					c.down = map[int]bool{2: true}
+					return commitsUntold
+				}
+				return commits
+			}
+		})
+		w.nodes[1].restart(false)
+		for !w.d(2).Status().InDoubt {
+			time.Sleep(10 * time.Millisecond)
+		}
+		w.nodes[1].kill()
+		write := w.writing(2, 0, fill(512, 3))
+		wantWaiting(t, "a write that a replica lacks which may be in sync", write, 30*time.Second)
+		w.cells.heal()
+		if err := <-write; err != nil {
+			t.Fatal(err)
+		}
+		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
+			t.Errorf("in sync: %v", in)
+		}
+		w.nodes[1].restart(true)
+		w.wantReturn(1)
+	})
+}
+
 func TestReplicaThatIsNotInSyncDoesNotHoldUpWritesWhenItFails(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(2)
@@ -363,6 +397,51 @@ func TestDetachDuringAResyncIsQuickAndTheNextHolderGoesOn(t *testing.T) {
 	})
 }
 
+func TestGrowThatAnotherChangeOvertakesIsProposedAgain(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.nodes[1].kill()
+		w.write(2, 0, fill(8192, 2))
+		var joins, overtaken atomic.Int32
+		w.cells.set(func(c *testCells) {
+			c.decide = func(_ int, change cell.Change) fate {
+				switch change.(type) {
+				case cell.Join:
+					joins.Add(1)
+				case cell.Grow:
+					if overtaken.Add(1) <= 2 {
+						return overtakes
+					}
+				}
+				return commits
+			}
+		})
+		w.nodes[1].restart(false)
+		w.wantReturn(1)
+		if joins.Load() != 1 || overtaken.Load() != 3 {
+			t.Errorf("%d joins and %d grows", joins.Load(), overtaken.Load())
+		}
+	})
+}
+
+func TestReplicaThatIsRetiredBeforeItReturnsIsNotNamedAgain(t *testing.T) {
+	bubble(t, setup{nodes: 4, replicas: 3}, func(w *world) {
+		w.attach(3)
+		w.nodes[2].kill()
+		w.write(3, 0, fill(8192, 2))
+		w.cells.set(func(c *testCells) { c.latency = 500 * time.Millisecond })
+		w.nodes[2].restart(false)
+		time.Sleep(time.Second) // it is asked whether it is there
+		if err := w.d(3).Drop(w.t.Context(), 0, w.nodes[2].rid); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if rec := w.cells.record(); rec.Groups[0].Member(w.nodes[2].rid) != nil {
+			t.Errorf("members after the drop: %+v", rec.Groups[0].Members)
+		}
+	})
+}
+
 func TestMaintenanceBringsAReplicaBackAndLetsGo(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(2)
@@ -395,12 +474,12 @@ func TestMaintenanceOfAReplicaThatIsGoneLetsGo(t *testing.T) {
 		w.detach(2)
 		ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
 		defer cancel()
+		epoch := w.cells.record().Epoch
 		if err := w.d(0).Maintain(ctx); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(100 * time.Millisecond)
-		if rec := w.cells.record(); rec.Phase != crdt.PhaseReleased {
-			t.Errorf("phase %v after maintenance", rec.Phase)
+		if rec := w.cells.record(); rec.Phase != crdt.PhaseReleased || rec.Epoch != epoch {
+			t.Errorf("the disk was held for a replica that is gone: %v, epoch %v", rec.Phase, rec.Epoch)
 		}
 	})
 }
@@ -454,9 +533,12 @@ func TestMaintenanceGivesWayAtOnce(t *testing.T) {
 func TestMaintenanceLeavesAHeldDiskAlone(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(2)
+		w.isolate([]int{2}, []int{1}, true) // so that the holder does not bring it back itself
+		w.write(2, 0, fill(512, 1))
 		if err := w.d(0).Maintain(w.t.Context()); !errors.Is(err, ukai.ErrHeld) {
 			t.Errorf("maintain: %v", err)
 		}
+		w.isolate([]int{2}, []int{1}, false)
 		w.write(2, 0, fill(512, 1))
 		if _, err := w.d(0).Free(w.t.Context()); !errors.Is(err, ukai.ErrHeld) {
 			t.Errorf("free: %v", err)

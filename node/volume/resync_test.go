@@ -473,6 +473,72 @@ func TestReplicaJoinsASecondGroupThoughItsStampSpeaksOfTheFirstOnly(t *testing.T
 	})
 }
 
+func TestReplicaThatWasNeverInSyncInItsSecondGroupReturns(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: func(rec *crdt.Record) {
+		twoGroups(rec)
+		rec.Groups[1].Members = rec.Groups[1].Members[:1]
+	}}, func(w *world) {
+		w.attach(0)
+		for b := range int64(8) {
+			w.write(0, b*testBlock, fill(4096, byte(b+1)))
+		}
+		time.Sleep(checkpointEvery + 3*time.Second)
+		n := w.nodes[1]
+		see := func(_, to int, m *wire.Message) {
+			if to == 1 && m.Kind == wire.KindStamps { // before anything is copied
+				w.setClosed(1, true)
+			}
+		}
+		w.onSend.Store(&see)
+		if err := w.d(0).AddReplica(w.t.Context(), 1, n.rid, n.id); err != nil {
+			t.Fatal(err)
+		}
+		w.write(0, 0, fill(4096, 1))
+		for rec := w.cells.record(); rec.Groups[0].Count(crdt.Out)+rec.Groups[1].Count(crdt.Out) < 2; rec = w.cells.record() {
+			time.Sleep(100 * time.Millisecond)
+		}
+		w.onSend.Store(nil)
+		w.setClosed(1, false)
+		w.awaitAllInSync()
+		for b := range int64(8) {
+			if got := n.raw(b*testBlock, 1)[0]; got != byte(b+1) {
+				t.Errorf("block %d on n1: %d", b, got)
+			}
+		}
+	})
+}
+
+func TestOneWriteToEachChunkDuringAResyncIsOnTheReplica(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, size: 4 << 20}, func(w *world) {
+		w.attach(2)
+		for b := range int64(4) {
+			w.write(2, b*testBlock, fill(1<<20, 1))
+		}
+		w.nodes[1].kill()
+		for b := range int64(4) {
+			w.write(2, b*testBlock, fill(1<<20, 2))
+		}
+		w.mu.Lock()
+		w.delay = func(int, int) time.Duration { return 10 * time.Millisecond }
+		w.mu.Unlock()
+		w.nodes[1].restart(false)
+		for w.d(2).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		var writes []<-chan error
+		for _, chunk := range rand.New(rand.NewPCG(3, 4)).Perm(4 << 20 / ukai.ChunkSize) {
+			writes = append(writes, w.writing(2, int64(chunk)*ukai.ChunkSize, fill(512, 3)))
+			time.Sleep(7 * time.Millisecond)
+		}
+		for _, c := range writes {
+			if err := <-c; err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.wantReturn(1)
+	})
+}
+
 func TestUnreadableSourceIsPassedOverForAnother(t *testing.T) {
 	var broken atomic.Bool
 	bubble(t, setup{nodes: 4, replicas: 3, mem: func(n int) store.MemConfig {

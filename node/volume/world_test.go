@@ -469,6 +469,7 @@ const (
 	commitsUntold      // it commits, and the answer is lost
 	vanishes           // it does not commit, and the answer is lost
 	refused            // it certainly does not commit
+	overtakes          // another change of the record comes first
 )
 
 type testCellsAt struct {
@@ -542,6 +543,11 @@ func (a testCellsAt) apply(change cell.Change) (crdt.Record, error) {
 	switch {
 	case told == refused:
 		return crdt.Record{}, fmt.Errorf("%v: %w", change, ukai.ErrNoQuorum)
+	case told == overtakes:
+		c.rec.Version++
+		c.history = append(c.history, c.rec.Clone())
+		_, err := change.Apply(c.rec.Clone())
+		return c.rec.Clone(), err
 	case told == vanishes:
 		return crdt.Record{}, fmt.Errorf("%v: %w", change, ukai.ErrInDoubt)
 	}
