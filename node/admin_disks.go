@@ -371,6 +371,10 @@ func (n *Node) letGo(ctx context.Context, d *crdt.Disk) error {
 	return nil
 }
 
+// settleTime bounds how long it is tried to take over a disk whose holder died: longer than a takeover takes, and if its replicas are gone, too,
+// whoever asked is told so before they give up.
+const settleTime = 15 * time.Second
+
 // settled returns the committed record of a disk that nobody uses: this node has let go of it, or has taken it over from a holder that died or
 // was restarted, and let go. A holder that uses it refuses, and the error says who that is.
 func (n *Node) settled(ctx context.Context, d *crdt.Disk) (crdt.Record, error) {
@@ -382,10 +386,12 @@ func (n *Node) settled(ctx context.Context, d *crdt.Disk) (crdt.Record, error) {
 	if err != nil || rec.Phase == crdt.PhaseReleased || rec.Phase == crdt.PhaseDeleted {
 		return rec, err
 	}
-	if err := disk.Attach(ctx); err != nil {
+	take, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	if err := disk.Attach(take); err != nil {
 		return rec, err
 	}
-	if err := disk.Detach(ctx); err != nil {
+	if err := disk.Detach(take); err != nil {
 		return rec, err
 	}
 	return n.cells.Read(ctx, d.ID)

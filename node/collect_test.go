@@ -218,6 +218,36 @@ func TestADiskWhoseHolderDiedCanBeRemoved(t *testing.T) {
 	})
 }
 
+func TestRemovalOfADiskThatIsGoneWithItsHolderFailsSoon(t *testing.T) {
+	inMesh(t, 4, func(t *testing.T, nodes []*Node) {
+		holder := nodes[3]
+		if _, err := nodes[0].CreateDisk(context.Background(), newDisk("vm1", "node=n3:1")); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the disk at its holder", func() bool { _, err := holder.StatDisk("vm1"); return err == nil })
+		d, err := holder.OpenDisk("vm1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Attach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := holder.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the death of the holder", func() bool { return nodes[0].holdsDead(holder.id) && nodes[1].holdsDead(holder.id) })
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		start := time.Now()
+		if _, err := nodes[0].RemoveDisk(ctx, "vm1", admin.RemoveDisk{}); err == nil {
+			t.Error("the disk was removed although it is attached")
+		}
+		if took := time.Since(start); took > 2*settleTime { // of virtual time
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 func TestANodeStopsWhileItsEventsAreListenedTo(t *testing.T) {
 	inMesh(t, 1, func(t *testing.T, nodes []*Node) {
 		events, err := nodes[0].Events(context.Background())
