@@ -278,7 +278,7 @@ func (h *handle) truncate(r request, in *fuse.SetAttrIn, size int64, opened bool
 	case size == 0 && !opened:
 		return h.ignoreTruncation(r, in.Pid)
 	}
-	return h.fs.cannot("truncate "+name, in.Pid, "ukai-node disk resize "+name+" SIZE, or conv=notrunc with dd")
+	return h.fs.cannot("truncate "+name, in.Pid, "a smaller disk and qemu-img convert -n: this release makes no disk smaller; with dd, conv=notrunc")
 }
 
 // ignoreTruncation is what opening with O_TRUNC does: nothing, but it tells if that may not be what was meant.
