@@ -2,11 +2,13 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"ukai"
@@ -489,7 +491,10 @@ func (h *holding) resize(ctx context.Context, size int64) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	err := h.resizeRecord(size)
+	err := h.growReplicas(ctx, size)
+	if err == nil {
+		err = h.resizeRecord(size)
+	}
 	<-h.reconfiguring // the replicas may have to be mended before they can grow
 	if err != nil {
 		return err
@@ -502,6 +507,22 @@ func (h *holding) resize(ctx context.Context, size int64) error {
 	h.size = max(h.size, size)
 	h.rebuild()
 	return nil
+}
+
+// growReplicas gives the replicas that answer a larger size before it is committed: a size that one of them cannot take must never be, since no
+// epoch could seal that replica again. A replica that is larger than its disk does no harm. Those that do not answer are dealt with afterwards.
+func (h *holding) growReplicas(ctx context.Context, size int64) error {
+	var all errgroup.Group
+	for _, m := range h.view.Load().all {
+		all.Go(func() error {
+			_, err := m.command(ctx, wire.Message{Kind: wire.KindResize, Offset: size}, nil)
+			if transient(err) || errors.Is(err, ukai.ErrFenced) || errors.Is(err, ukai.ErrRestarted) {
+				return ctx.Err()
+			}
+			return err
+		})
+	}
+	return all.Wait()
 }
 
 // resizeRecord commits a larger size.

@@ -8,6 +8,7 @@ import (
 
 	"ukai"
 	"ukai/crdt"
+	"ukai/node/store"
 )
 
 func TestWritesAreOnEveryReplicaWhenTheyReturn(t *testing.T) {
@@ -39,6 +40,31 @@ func TestHolderWithoutAReplicaReadsAndWritesAcrossBlocks(t *testing.T) {
 		w.attach(0)
 		w.wantRead(0, testBlock/2, data)
 		w.wantEqual()
+	})
+}
+
+func TestSizeThatOneReplicaCannotTakeIsRefusedAndNothingIsLost(t *testing.T) {
+	mem := func(n int) store.MemConfig {
+		return store.MemConfig{Fault: func(op store.Op) error {
+			if n == 1 && op.Kind == store.OpTruncate && op.Off > testSize {
+				return ukai.ErrNoSpace
+			}
+			return nil
+		}}
+	}
+	bubble(t, setup{nodes: 3, replicas: 2, mem: mem}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		if err := w.d(0).Resize(w.t.Context(), 2*testSize); !errors.Is(err, ukai.ErrNoSpace) {
+			w.t.Errorf("resize: %v", err)
+		}
+		if rec := w.cells.record(); rec.Size != testSize || len(w.inSync()) != 2 {
+			w.t.Errorf("after a refused resize: %d bytes, in sync %v", rec.Size, w.inSync())
+		}
+		w.write(0, 4096, fill(4096, 2))
+		w.detach(0)
+		w.attach(2) // every replica can be sealed for another holder
+		w.wantRead(2, 0, append(fill(4096, 1), fill(4096, 2)...))
 	})
 }
 
