@@ -5,7 +5,7 @@ export GOTOOLCHAIN := local
 
 GO      ?= go
 BIN     := bin/ukai-node
-SOURCES := $(shell find . -name '*.go' -not -path './run/*') go.mod go.sum
+SOURCES := $(shell find . -path ./run -prune -o -name '*.go' -print) go.mod go.sum
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
