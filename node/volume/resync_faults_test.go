@@ -322,14 +322,49 @@ func TestWriteWaitsForALostReplicaWhileItsGrowIsInDoubt(t *testing.T) {
 		w.nodes[1].kill()
 		write := w.writing(2, 0, fill(512, 3))
 		wantWaiting(t, "a write that a replica lacks which may be in sync", write, 30*time.Second)
+		later := w.writing(2, 3*testBlock, fill(512, 3))
+		wantWaiting(t, "a write that began after the replica failed", later, 30*time.Second)
 		w.cells.heal()
-		if err := <-write; err != nil {
-			t.Fatal(err)
+		for _, c := range []<-chan error{write, later} {
+			if err := <-c; err != nil {
+				t.Fatal(err)
+			}
 		}
 		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
 			t.Errorf("in sync: %v", in)
 		}
 		w.nodes[1].restart(true)
+		w.wantReturn(1)
+	})
+}
+
+func TestReplicaHearsOfNoStableStampBeforeItIsInSync(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		for b := range int64(8) {
+			w.write(2, b*testBlock, fill(1<<20, 1))
+		}
+		w.nodes[1].kill()
+		for b := range int64(8) {
+			w.write(2, b*testBlock, fill(1<<20, 2))
+		}
+		w.mu.Lock()
+		w.delay = func(int, int) time.Duration { return 400 * time.Millisecond }
+		w.mu.Unlock()
+		w.nodes[1].restart(false)
+		for w.d(2).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(4 * time.Second) // several heartbeats
+		if in := w.inSync(); len(in) != 1 {
+			t.Fatal("the resync was too quick to be interrupted")
+		}
+		w.nodes[1].kill()
+		time.Sleep(2 * rejoinFor) // the holder forgets what it knew to be dirty
+		w.nodes[1].restart(false)
+		w.mu.Lock()
+		w.delay = func(int, int) time.Duration { return time.Millisecond }
+		w.mu.Unlock()
 		w.wantReturn(1)
 	})
 }
@@ -353,13 +388,13 @@ func TestReplicaThatIsNotInSyncDoesNotHoldUpWritesWhenItFails(t *testing.T) {
 			time.Sleep(100 * time.Microsecond)
 		}
 		w.cells.set(func(c *testCells) { c.down = map[int]bool{2: true} }) // and no quorum to drop anything
-		w.nodes[1].freeze()
+		w.setCut(2, 1, true) // what is sent to it is lost
 		begin := time.Now()
 		w.write(2, 0, fill(512, 3))
 		if took := time.Since(begin); took > 3*time.Second {
 			t.Errorf("a write waited %v for a replica that is not in sync", took)
 		}
-		w.nodes[1].thaw()
+		w.setCut(2, 1, false)
 		w.cells.heal()
 		w.wantReturn(1)
 	})
