@@ -388,7 +388,7 @@ func TestReplicaThatIsNotInSyncDoesNotHoldUpWritesWhenItFails(t *testing.T) {
 			time.Sleep(100 * time.Microsecond)
 		}
 		w.cells.set(func(c *testCells) { c.down = map[int]bool{2: true} }) // and no quorum to drop anything
-		w.setCut(2, 1, true) // what is sent to it is lost
+		w.setCut(2, 1, true)                                               // what is sent to it is lost
 		begin := time.Now()
 		w.write(2, 0, fill(512, 3))
 		if took := time.Since(begin); took > 3*time.Second {

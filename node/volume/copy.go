@@ -1,0 +1,215 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"ukai"
+)
+
+// How the blocks that a replica lacks are compared and copied: J5 of the protocol, 3.8.
+
+const (
+	resyncWidth = 8         // blocks of one replica compared at once
+	copyBytes   = 256 << 10 // copied under one range lock: what a write of the guest may have to wait for
+)
+
+// sweep compares and copies all blocks that are dirty now, each once.
+func (f *following) sweep(ctx context.Context, l *link) error {
+	if err := f.fit(ctx, l); err != nil {
+		return err
+	}
+	work, ctx := errgroup.WithContext(ctx)
+	for range resyncWidth {
+		work.Go(func() error {
+			for ctx.Err() == nil {
+				f.mu.Lock()
+				i, ok := f.state.take()
+				f.mu.Unlock()
+				if !ok {
+					return nil
+				}
+				err := f.block(ctx, l, i)
+				f.mu.Lock()
+				f.state.leave(i)
+				f.mu.Unlock()
+				if err != nil {
+					return err
+				}
+			}
+			return ctx.Err()
+		})
+	}
+	err := work.Wait()
+	f.mu.Lock()
+	f.state.cursor = 0
+	f.mu.Unlock()
+	return err
+}
+
+// block makes one block equal. Its chunks are compared without keeping the guest out, which is why those that were
+// written meanwhile are copied whatever their hashes say; chunks are copied under the range lock, few at a time.
+func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
+	f.mu.Lock()
+	off, end := f.state.blockOff(i), min(f.state.blockOff(i)+f.state.blockSize, f.state.size)
+	f.mu.Unlock()
+	// Writes that were let in before the comparison began have ended when this lock is granted. It is shared: reads go on.
+	c := &claim{index: i, off: off, end: end}
+	if err := f.h.locks.lock(ctx, c); err != nil {
+		return err
+	}
+	f.h.locks.unlock(c)
+	for at := off; at < end; at += maxHashed {
+		if err := f.compare(ctx, l, i, at, min(maxHashed, end-at)); err != nil {
+			return err
+		}
+	}
+	copied := false
+	for chunk := 0; ; {
+		f.mu.Lock()
+		from, to := f.state.lackingRun(i, chunk, copyBytes/ukai.ChunkSize)
+		f.mu.Unlock()
+		if from == to {
+			break
+		}
+		if err := f.copy(ctx, l, i, from, to, end); err != nil {
+			return err
+		}
+		copied, chunk = true, to
+	}
+	f.steps.Add(1)
+	if copied {
+		f.h.host.resynced.blocks.Add(1)
+	}
+	return nil
+}
+
+// compare asks the source and the replica for the hashes of a part of a block.
+func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n int64) error {
+	var want, have []chunkHash
+	both, part := errgroup.WithContext(ctx)
+	both.Go(func() error {
+		return f.fromSource(part, i, func(src *member) (err error) {
+			want, err = src.hashes(part, off, n)
+			return err
+		})
+	})
+	both.Go(func() (err error) {
+		if have, err = f.m.hashes(part, off, n); err != nil {
+			return f.blame(part, l, err)
+		}
+		return nil
+	})
+	if err := both.Wait(); err != nil {
+		return err
+	}
+	f.h.host.resynced.hashed.Add(n)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	first := int((off - f.state.blockOff(i)) / ukai.ChunkSize)
+	for k := range want {
+		if want[k] == have[k] {
+			f.state.same(i, first+k)
+		}
+	}
+	return nil
+}
+
+// copy copies chunks [from, to) of a block, whose end on the disk is given, under their range lock.
+func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to int, end int64) error {
+	f.mu.Lock()
+	start := f.state.blockOff(i)
+	f.mu.Unlock()
+	off := start + int64(from)*ukai.ChunkSize
+	end = min(end, start+int64(to)*ukai.ChunkSize)
+	release, err := f.h.host.room(ctx, end-off)
+	if err != nil {
+		return err
+	}
+	defer release()
+	c := &claim{index: i, off: off, end: end, exclusive: true}
+	if err := f.lockPaid(ctx, c); err != nil {
+		return err
+	}
+	defer f.h.locks.unlock(c)
+	p := make([]byte, end-off)
+	if err := f.fromSource(ctx, i, func(src *member) error { return src.get(ctx, p, off) }); err != nil {
+		return err
+	}
+	// Not older than any write in the range, and newer than what the replica is known to have, so that an interrupted
+	// resync finds the block again.
+	stamp := f.h.check.Load().stamp
+	for at := int64(0); at < int64(len(p)) && err == nil; at += ukai.ChunkSize {
+		chunk := p[at:min(at+ukai.ChunkSize, int64(len(p)))]
+		if allZero(chunk) {
+			err = f.m.zero(ctx, off+at, int64(len(chunk)), stamp)
+			continue
+		}
+		rest := at + int64(len(chunk))
+		for rest < int64(len(p)) && !allZero(p[rest:min(rest+ukai.ChunkSize, int64(len(p)))]) {
+			rest = min(rest+ukai.ChunkSize, int64(len(p)))
+		}
+		err = f.m.put(ctx, p[at:rest], off+at, stamp)
+		f.moved.Add(rest - at)
+		f.h.host.resynced.bytes.Add(rest - at)
+		at = (rest - 1) / ukai.ChunkSize * ukai.ChunkSize
+	}
+	if err != nil {
+		// It may still be applied, until the next session begins; nothing is sent for a lacking chunk before that.
+		return f.blame(ctx, l, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state.copied(i, from, to)
+	return nil
+}
+
+// lockPaid locks a range of which the replica owes no acknowledgement (rule O). It does not keep the guest out while the
+// replica pays.
+func (f *following) lockPaid(ctx context.Context, c *claim) error {
+	for {
+		if err := f.h.locks.lock(ctx, c); err != nil {
+			return err
+		}
+		f.mu.Lock()
+		owes, news := f.state.owes(c.index, c.off, c.end), f.news
+		f.mu.Unlock()
+		if !owes {
+			return nil
+		}
+		f.h.locks.unlock(c)
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// fromSource lets get ask members of the read set, the nearest first, until one has answered.
+func (f *following) fromSource(ctx context.Context, i ukai.Index, get func(src *member) error) error {
+	var tried []*member
+	last := ukai.ErrUnavailable
+	for {
+		v := f.h.view.Load()
+		group, _ := v.layout.groupAt(i)
+		src, l, _ := v.group(group).choose(tried)
+		if src == nil {
+			return fmt.Errorf("no source for block %d: %w", i, last)
+		}
+		err := get(src)
+		switch {
+		case err == nil && slices.Contains(f.h.view.Load().group(group).read, src):
+			return nil
+		case err == nil:
+			continue // it may have been dropped before it answered
+		case ctx.Err() != nil:
+			return err
+		}
+		f.h.readFailed(src, l, err)
+		last, tried = err, append(tried, src)
+	}
+}
