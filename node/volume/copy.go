@@ -19,7 +19,7 @@ const (
 
 // sweep compares and copies all blocks that are dirty now, each once.
 func (f *following) sweep(ctx context.Context, l *link) error {
-	if err := f.fit(ctx, l); err != nil {
+	if err := f.fit(ctx, l, 0); err != nil {
 		return err
 	}
 	work, ctx := errgroup.WithContext(ctx)

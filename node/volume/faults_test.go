@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -468,10 +469,10 @@ func TestFullDiskIsReportedByTheNameOfTheNode(t *testing.T) {
 }
 
 func TestBrokenReplicaLeaves(t *testing.T) {
-	var broken bool
+	var broken atomic.Bool
 	bubble(t, setup{nodes: 3, replicas: 2, mem: func(n int) store.MemConfig {
 		return store.MemConfig{Fault: func(op store.Op) error {
-			if n == 1 && broken {
+			if n == 1 && broken.Load() {
 				return errors.New("medium error")
 			}
 			return nil
@@ -479,13 +480,13 @@ func TestBrokenReplicaLeaves(t *testing.T) {
 	}}, func(w *world) {
 		w.attach(0)
 		w.write(0, 0, fill(512, 1))
-		broken = true
+		broken.Store(true)
 		w.flush(0)
 		w.write(0, 0, fill(512, 2))
 		if in := w.inSync(); len(in) != 1 || in[0] != 0 {
 			t.Errorf("in sync: %v", in)
 		}
-		broken = false
+		broken.Store(false)
 	})
 }
 
@@ -541,10 +542,10 @@ func TestSlowReplicaIsHedged(t *testing.T) {
 }
 
 func TestReadErrorFailsOver(t *testing.T) {
-	var broken bool
+	var broken atomic.Bool
 	bubble(t, setup{nodes: 3, replicas: 2, mem: func(n int) store.MemConfig {
 		return store.MemConfig{Fault: func(op store.Op) error {
-			if n == 0 && broken && op.Kind == store.OpRead {
+			if n == 0 && broken.Load() && op.Kind == store.OpRead {
 				return errors.New("medium error")
 			}
 			return nil
@@ -552,7 +553,7 @@ func TestReadErrorFailsOver(t *testing.T) {
 	}}, func(w *world) {
 		w.attach(0)
 		w.write(0, 0, fill(512, 1))
-		broken = true
+		broken.Store(true)
 		w.wantRead(0, 0, fill(512, 1))
 		if in := w.inSync(); len(in) != 2 {
 			t.Errorf("in sync: %v", in)

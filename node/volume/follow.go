@@ -12,9 +12,10 @@ import (
 type follow struct {
 	mode      followMode
 	blockSize int64
-	size      int64 // of the replica, bytes: what lies beyond cannot be sent to it yet
+	size      int64 // bytes of the disk that the replica and all its sources have: nothing beyond is sent or compared yet
 
 	dirty   blockSet                  // to be compared with the source; nothing is sent for them
+	beyond  map[ukai.Index]int64      // blocks written beyond size -> up to where
 	work    map[ukai.Index]*comparing // being compared; not in dirty
 	owed    map[ukai.Index][]owedSpan // sent, neither acknowledged nor waited for
 	owing   int                       // spans in owed
@@ -108,6 +109,13 @@ func (f *follow) sent(i ukai.Index, off, end int64, done bool) {
 
 // missed notes that the replica does not have what was written to [off, end) of a block.
 func (f *follow) missed(i ukai.Index, off, end int64) {
+	if end > f.size {
+		// The block may be compared before the replica has grown, and what lies beyond would not be.
+		if f.beyond == nil {
+			f.beyond = make(map[ukai.Index]int64)
+		}
+		f.beyond[i] = max(f.beyond[i], end)
+	}
 	w := f.work[i]
 	if w == nil {
 		f.dirty.add(i)
@@ -213,12 +221,29 @@ func (f *follow) leave(i ukai.Index) {
 	delete(f.work, i)
 }
 
+// grow notes that the replica and all its sources have so many bytes. No block is being compared.
+func (f *follow) grow(size int64) {
+	if size <= f.size {
+		return
+	}
+	f.size = size
+	for i, end := range f.beyond {
+		if end <= size {
+			delete(f.beyond, i)
+			f.dirty.add(i)
+		}
+	}
+}
+
+// blocks returns how many blocks are still to be compared, or are being.
+func (f *follow) blocks() int { return f.dirty.count + len(f.beyond) + len(f.work) }
+
 // complete says whether the replica lacks and owes nothing.
-func (f *follow) complete() bool { return f.dirty.count == 0 && len(f.work) == 0 && f.owing == 0 }
+func (f *follow) complete() bool { return f.blocks() == 0 && f.owing == 0 }
 
 // left returns how many bytes are still to be compared or copied.
 func (f *follow) left() int64 {
-	n := int64(f.dirty.count) * f.blockSize
+	n := int64(f.dirty.count+len(f.beyond)) * f.blockSize
 	for _, w := range f.work {
 		n += int64(w.lacks) * ukai.ChunkSize
 	}

@@ -308,3 +308,34 @@ func TestEqualHashesProveNothingWhileAWriteIsOwed(t *testing.T) {
 		t.Error("the other chunk is copied for nothing")
 	}
 }
+
+func TestWriteBeyondTheReplicaIsNotTakenForCopiedWithTheChunkItEndsIn(t *testing.T) {
+	half := int64(ukai.ChunkSize / 2)
+	f := follow{mode: informed, blockSize: 2 * ukai.ChunkSize, size: half}
+	f.dirty.add(0)
+	i, _ := f.take()
+	if v := f.admit(0, half, half+512); v != miss {
+		t.Fatalf("verdict %d for a write that the replica has no room for", v)
+	}
+	f.copied(i, 0, 1) // up to the replica's end
+	f.leave(i)
+	if f.complete() {
+		t.Fatal("complete without what lies beyond")
+	}
+	if i, ok := f.take(); ok { // not grown yet: what is copied is not all
+		f.copied(i, 0, 1)
+		f.leave(i)
+	}
+	f.grow(half + 256) // not far enough
+	if i, ok := f.take(); ok {
+		f.copied(i, 0, 1)
+		f.leave(i)
+	}
+	if f.complete() {
+		t.Fatal("complete without what lies beyond")
+	}
+	f.grow(2 * ukai.ChunkSize)
+	if i, ok := f.take(); !ok || !f.lacksAny(i, half, half+512) {
+		t.Error("what lies beyond the old end is not copied")
+	}
+}

@@ -30,6 +30,7 @@ type following struct {
 	echoes chan *echo // sent, not waited for; room for all that follow admits
 
 	listed ukai.Incarnation // whose dirty blocks are in state
+	sized  int64            // bytes: what the replica has been resized to
 
 	total atomic.Int64 // bytes that were found dirty at first
 	moved atomic.Int64 // bytes copied
@@ -51,6 +52,7 @@ func newFollowing(h *holding, m *member, groups []uint8, rec *crdt.Record) *foll
 		h: h, m: m, groups: groups, began: h.host.cfg.Clock(), news: make(chan struct{}), echoes: make(chan *echo, maxOwed),
 	}
 	f.state.blockSize = int64(rec.BlockSize)
+	f.state.size = h.view.Load().layout.size
 	return f
 }
 
@@ -104,7 +106,7 @@ func (f *following) complete() bool {
 func (f *following) left() (bytes int64, blocks int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.state.left(), f.state.dirty.count + len(f.state.work)
+	return f.state.left(), f.state.blocks()
 }
 
 // echo sends writes that are not waited for, until ctx ends.

@@ -120,9 +120,7 @@ func (f *following) connect(ctx context.Context) (stable ukai.BlockStamp, err er
 	if err := m.greet(ctx); err != nil {
 		return stable, f.fenced(err)
 	}
-	f.mu.Lock()
-	f.state.size = max(f.state.size, rec.Size)
-	f.mu.Unlock()
+	f.sized = max(f.sized, rec.Size)
 	if all, _ := memberships(&rec, m.Replica); all > 1 {
 		// The stamp speaks of all groups of the replica together, and it may never have been in sync in one of them.
 		return ukai.BlockStamp{}, nil
@@ -143,13 +141,10 @@ func (f *following) awaitLink(ctx context.Context) error {
 	for {
 		changed := f.h.change()
 		f.h.mu.Lock()
-		linked, needed, size := f.m.link.Load() != nil, f.h.needs(f.m.Replica), f.h.size
+		linked, needed := f.m.link.Load() != nil, f.h.needs(f.m.Replica)
 		f.h.mu.Unlock()
 		switch {
 		case linked:
-			f.mu.Lock()
-			f.state.size = max(f.state.size, size)
-			f.mu.Unlock()
 			return nil
 		case !needed:
 			return f.m.named(ukai.ErrUnreachable)
@@ -164,6 +159,9 @@ func (f *following) awaitLink(ctx context.Context) error {
 
 // follow is attempt in one session.
 func (f *following) follow(ctx context.Context, l *link, stable ukai.BlockStamp) error {
+	if err := f.fit(ctx, l, 0); err != nil {
+		return err
+	}
 	f.h.mu.Lock()
 	incarnation := f.m.incarnation
 	f.h.mu.Unlock()
@@ -300,23 +298,21 @@ func (f *following) changed() <-chan struct{} {
 	return f.news
 }
 
-// fit gives the replica the size of the disk, which may have grown since it was sealed.
-func (f *following) fit(ctx context.Context, l *link) error {
+// fit gives the replica the size that the disk is served with, or the larger one of a growth that is committed and under
+// way.
+func (f *following) fit(ctx context.Context, l *link, larger int64) error {
 	f.h.mu.Lock()
-	size := f.h.sets.known.Size
+	served := f.h.size
 	f.h.mu.Unlock()
-	f.mu.Lock()
-	has := f.state.size
-	f.mu.Unlock()
-	if size <= has {
-		return nil
-	}
-	if _, err := f.m.command(ctx, wire.Message{Kind: wire.KindResize, Offset: size}, nil); err != nil {
-		return f.blame(ctx, l, err)
+	if size := max(served, larger); size > f.sized {
+		if _, err := f.m.command(ctx, wire.Message{Kind: wire.KindResize, Offset: size}, nil); err != nil {
+			return f.blame(ctx, l, err)
+		}
+		f.sized = size
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.state.size = max(f.state.size, size)
+	f.state.grow(served)
 	return nil
 }
 
@@ -383,7 +379,8 @@ func (f *following) propose(ctx context.Context, l *link) error {
 	if err := h.settleSets(); err != nil {
 		return err
 	}
-	if err := f.fit(ctx, l); err != nil { // no growth is committed while reconfiguring is held
+	// No growth is committed while reconfiguring is held; one that is has perhaps not been sent to this replica.
+	if err := f.fit(ctx, l, h.record().Size); err != nil {
 		return err
 	}
 	h.mu.Lock()

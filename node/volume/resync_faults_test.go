@@ -99,6 +99,17 @@ func TestNothingIsLostWhateverFailsAtWhateverStepOfAResync(t *testing.T) {
 			time.Sleep(20 * time.Second)
 			w.cells.set(func(c *testCells) { c.down = nil })
 		},
+		"disk grows": func(w *world) {
+			for size := w.d(2).Size(); size < 6<<20; {
+				size += testBlock/2 + 4096
+				if err := w.d(2).Resize(context.Background(), size); err != nil {
+					w.t.Errorf("resize: %v", err)
+				}
+				if _, err := w.d(2).WriteAt(context.Background(), fill(4096, 9), size-4096); err != nil {
+					w.t.Errorf("write at the new end: %v", err)
+				}
+			}
+		},
 		"disk is taken over elsewhere": func(w *world) {
 			if err := w.d(0).Takeover(context.Background()); err != nil {
 				w.t.Errorf("takeover: %v", err)
@@ -117,8 +128,8 @@ func TestNothingIsLostWhateverFailsAtWhateverStepOfAResync(t *testing.T) {
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			for k, stride := int32(1), int32(1); ; k += stride {
-				if k > 12 {
-					stride = 13 // the middle is all alike
+				if k > 8 {
+					stride = 17 // the middle is all alike
 				}
 				if testing.Short() {
 					stride = 29

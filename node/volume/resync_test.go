@@ -373,6 +373,48 @@ func TestDiskGrowsWhileAReplicaReturns(t *testing.T) {
 	})
 }
 
+func TestGrowthThatIsUnderWayDoesNotCostTheSourceItsSession(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, size: 2<<20 + 4096}, func(w *world) {
+		w.attach(2)
+		w.nodes[1].kill()
+		w.write(2, 2<<20, fill(4096, 1))
+		w.mu.Lock()
+		w.delay = func(from, to int) time.Duration {
+			if from == 0 || to == 0 {
+				return 40 * time.Millisecond // it grows late
+			}
+			return time.Millisecond
+		}
+		w.mu.Unlock()
+		var greeted atomic.Int32
+		see := func(_, to int, m *wire.Message) {
+			if to == 0 && m.Kind == wire.KindHello {
+				greeted.Add(1)
+			}
+		}
+		w.onSend.Store(&see)
+		w.nodes[1].restart(false)
+		size := int64(2<<20 + 4096)
+		var writes []<-chan error
+		for range 30 {
+			writes = append(writes, w.writing(2, size-4096, fill(4096, 2)))
+			size += 4096
+			if err := w.d(2).Resize(w.t.Context(), size); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range writes {
+			if err := <-c; err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.wantReturn(1)
+		if n := greeted.Load(); n > 0 {
+			t.Errorf("the source lost its session %d times", n)
+		}
+	})
+}
+
 func TestReplicaIsNotReadBeforeItIsInSync(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(2)
