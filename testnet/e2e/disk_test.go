@@ -178,12 +178,34 @@ func TestFioSeesNoErrorWhileAReplicaIsKilled(t *testing.T) {
 	if got := sum(m.Nodes["o1"].Path("vm1")); got != want {
 		t.Error("o1 reads other bytes than t1")
 	}
-	// The killed node comes back with an old copy; nobody may read it.
+	// The killed node comes back with an old copy; nobody may read it before it has been brought up to date, which needs nobody.
 	t2.Start()
 	m.AwaitAlive(4)
 	if got := sum(t2.Path("vm1")); got != want {
 		t.Error("through the node that was killed and came back, old data are read")
 	}
+	m.Await("the replica on t2 is in sync again", func() error {
+		if err := t1.JSON(&disk, "disk", "show", "vm1"); err != nil {
+			return err
+		}
+		for _, r := range disk.Replicas {
+			if r.Role != "in sync" {
+				return fmt.Errorf("the replica on %s is %q", r.Node.Name, r.Role)
+			}
+		}
+		return nil
+	})
+	t1.Kill()
+	m.Await("t2 has everything alone", func() error {
+		out, err := exec.Command("sha256sum", t2.Path("vm1")).Output()
+		if err != nil {
+			return err
+		}
+		if got := strings.Fields(string(out))[0]; got != want {
+			return fmt.Errorf("it has other bytes: %s, not %s", got, want)
+		}
+		return nil
+	})
 }
 
 func TestAVirtualMachineVerifiesItsOwnWrites(t *testing.T) {
