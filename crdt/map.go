@@ -52,6 +52,3 @@ func (m *Map) RunOf(index ukai.Index) (*Group, ukai.Index) {
 	}
 	return m.groups[lo], m.ends[lo]
 }
-
-// Groups returns all groups, to be read only.
-func (m *Map) Groups() []Group { return m.table }

@@ -38,17 +38,15 @@ func (n *Node) placementOf(p people, d *crdt.Disk, steps bool) admin.Placement {
 	}
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, d.Rule.Value, rec)
 	if steps && rec != nil && d.Rule.Value != "" {
-		n.addSteps(p, &out, d.Rule.Value, rec)
+		if plan, err := n.plan(d.Rule.Value, *rec, p.candidates()); err == nil { // a rule that cannot be read is told of already
+			n.addSteps(p, &out, plan, rec)
+		}
 	}
 	return out
 }
 
 // addSteps adds what leads to the rule, and who does it.
-func (n *Node) addSteps(p people, out *admin.Placement, rule string, rec *crdt.Record) {
-	plan, err := n.plan(rule, *rec, p.candidates())
-	if err != nil {
-		return // a rule that cannot be read is told of already
-	}
+func (n *Node) addSteps(p people, out *admin.Placement, plan place.Plan, rec *crdt.Record) {
 	for _, step := range plan.Steps {
 		out.Steps = append(out.Steps, admin.Step{
 			Kind: step.Kind.String(), Node: p.ref(step.Node), From: p.ref(step.From), Bytes: step.Bytes, InSync: step.InSync, Text: n.told(p, step),
@@ -144,7 +142,7 @@ func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk)
 		n.events.add(admin.Event{Level: admin.Fine, Kind: "rule-set", Disk: d.Name.Value, Text: fmt.Sprintf("the rule of disk %s is now %s", d.Name.Value, rule)})
 	}
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, rule.String(), &rec)
-	n.addSteps(p, &out, rule.String(), &rec)
+	n.addSteps(p, &out, plan, &rec)
 	out.DryRun, out.Reasons = change.DryRun, p.reasons(plan.Reasons)
 	if change.DryRun {
 		out.Doing = ""

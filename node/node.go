@@ -51,7 +51,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n = &Node{cfg: cfg, log: cfg.Log, started: time.Now(), events: events{log: cfg.Log}, store: cfg.Store, open: make(chan struct{}), leaving: make(chan struct{})}
+	n = &Node{cfg: cfg, log: cfg.Log, started: time.Now(), events: events{log: cfg.Log}, relocations: newRelocations(), store: cfg.Store, open: make(chan struct{}), leaving: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -104,7 +104,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent,
 	})
 	close(n.open)
-	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.relocate, n.maintain} {
+	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend} {
 		n.spawn(loop)
 	}
 	n.log.Info("node is up", "name", cfg.Name, "id", n.id, "listen", n.wire.LocalAddr(), "boot", boot)

@@ -40,13 +40,7 @@ func (n *Node) SetQuorum(ctx context.Context, disk string, q admin.SetQuorum) (a
 			change.Arbiters, _ = place.Arbiters(nodesOf(&rec), p.candidates(), n.mesh.Estimate)
 		}
 	case admin.QuorumPreferred:
-		var preferred ukai.NodeID
-		n.mesh.View(func(c *crdt.Catalog) {
-			var found *crdt.Node
-			if found, err = nodeByName(c, q.Node); err == nil {
-				preferred = found.ID
-			}
-		})
+		preferred, err := n.nodeID(q.Node)
 		if err != nil {
 			return admin.Disk{}, fmt.Errorf("quorum of disk %s: %w", name, err)
 		}

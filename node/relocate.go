@@ -20,22 +20,30 @@ import (
 )
 
 const (
-	// relocateEvery is how often a node looks for disks that are not where their rules want them.
-	relocateEvery = time.Second
+	// tendEvery is how often a node looks at most for disks that are not as they should be: when something has changed in the mesh. Looking at
+	// all disks costs milliseconds where there are thousands, so without news it waits for tendAtLeast.
+	tendEvery   = time.Second
+	tendAtLeast = 10 * time.Second
 	// maxRelocations bounds the disks that a node relocates at the same time; more wait.
 	maxRelocations = 2
 	// Pauses after a step that failed.
 	minRelocatePause = 2 * time.Second
 	maxRelocatePause = 2 * time.Minute
+	// unmetPause is how long a rule that cannot be met is left alone: space that became free is no news of the mesh.
+	unmetPause = time.Minute
 )
 
 // relocations is what this node does to bring disks to where their rules want them. The state of a relocation is the disk's record and its
 // rule, which the mesh keeps: whoever looks next goes on with the step that is next.
 type relocations struct {
 	mu      sync.Mutex
-	running map[ukai.DiskID]*relocation
+	running map[ukai.DiskID]string // what is being done
 	failed  map[ukai.DiskID]relocateFailure
 	settled map[ukai.DiskID]settledFor
+}
+
+func newRelocations() relocations {
+	return relocations{running: map[ukai.DiskID]string{}, failed: map[ukai.DiskID]relocateFailure{}, settled: map[ukai.DiskID]settledFor{}}
 }
 
 // settledFor is what a disk was planned for when nothing was to be done. As long as it is all the same there is nothing to plan.
@@ -45,9 +53,6 @@ type settledFor struct {
 	nodes   uint64
 }
 
-// relocation is one disk's.
-type relocation struct{ doing string }
-
 // relocateFailure is why a disk's next step was not done, and when to try again.
 type relocateFailure struct {
 	err   error
@@ -55,49 +60,66 @@ type relocateFailure struct {
 	until time.Time
 }
 
-// relocate runs until the node stops.
-func (n *Node) relocate() {
-	tick := time.NewTicker(relocateEvery)
+// tend has the disks relocated and the replicas brought back that are this node's to look after, until the node stops.
+func (n *Node) tend() {
+	changed, cancel := n.mesh.Subscribe()
+	defer cancel()
+	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
-	for {
+	maintained := map[ukai.DiskID]time.Time{}
+	var looked time.Time
+	for news := true; ; {
 		select {
 		case <-n.ctx.Done():
 			return
+		case <-changed:
+			news = true
+			continue
 		case <-tick.C:
 		}
-		if n.fit() != nil {
+		if !news && time.Since(looked) < tendAtLeast || n.fit() != nil {
 			continue
 		}
-		n.lookForRelocations()
+		news, looked = false, time.Now()
+		p := n.people()
+		var disks []tended
+		n.eachLive(func(d *crdt.Disk, rec crdt.Record) { disks = append(disks, tended{d, rec}) })
+		n.relocate(p, disks)
+		n.maintain(p, disks, maintained)
 	}
 }
 
-// lookForRelocations starts what is to be done and is this node's to do.
-func (n *Node) lookForRelocations() {
-	p := n.people()
+// tended is a disk that a node looks at.
+type tended struct {
+	*crdt.Disk
+	rec crdt.Record
+}
+
+// relocate begins the next step of each disk that is this node's to relocate.
+func (n *Node) relocate(p people, disks []tended) {
 	nodes := p.candidates()
 	facts := fingerprint(nodes)
 	mine := map[ukai.DiskID]bool{}
-	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
-		if d.Rule.Value == "" || !n.relocates(p, rec) {
-			return
+	for _, d := range disks {
+		if d.Rule.Value == "" || !n.relocates(p, d.rec) {
+			continue
 		}
 		mine[d.ID] = true
-		seen := settledFor{rec.Version, d.Rule.Value, facts}
+		seen := settledFor{d.rec.Version, d.Rule.Value, facts}
 		if !n.relocations.due(d.ID, seen) {
-			return
+			continue
 		}
-		plan, err := n.plan(d.Rule.Value, rec, nodes)
-		if err == nil && len(plan.Steps) == 0 {
-			n.relocations.rest(d.ID, seen)
+		plan, err := n.plan(d.Rule.Value, d.rec, nodes)
+		switch {
+		case err != nil:
+		case len(plan.Steps) == 0:
+			n.relocations.rest(d.ID, seen, plan.Unmet == "")
+		case n.relocations.begin(d.ID, n.told(p, plan.Steps[0])):
+			if !n.spawn(func() { n.carryOut(d.Disk, d.rec, plan.Steps[0]) }) {
+				n.relocations.end(d.ID, nil)
+			}
 		}
-		if err != nil || len(plan.Steps) == 0 || !n.relocations.begin(d.ID, n.told(p, plan.Steps[0])) {
-			return
-		}
-		if !n.spawn(func() { n.carryOut(d, rec, plan.Steps[0]) }) {
-			n.relocations.end(d.ID, nil)
-		}
-	})
+	}
 	n.relocations.keep(mine)
 }
 
@@ -217,15 +239,16 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 func (r *relocations) due(disk ukai.DiskID, seen settledFor) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.running[disk] == nil && r.settled[disk] != seen && !time.Now().Before(r.failed[disk].until)
+	return r.running[disk] == "" && r.settled[disk] != seen && !time.Now().Before(r.failed[disk].until)
 }
 
-// rest notes that there is nothing to be done.
-func (r *relocations) rest(disk ukai.DiskID, seen settledFor) {
+// rest notes that there is nothing to be done: until something changes, or if the rule is not met, for a while.
+func (r *relocations) rest(disk ukai.DiskID, seen settledFor, met bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.settled == nil {
-		r.settled = map[ukai.DiskID]settledFor{}
+	if !met {
+		r.failed[disk] = relocateFailure{until: time.Now().Add(unmetPause)}
+		return
 	}
 	r.settled[disk] = seen
 	delete(r.failed, disk)
@@ -235,13 +258,10 @@ func (r *relocations) rest(disk ukai.DiskID, seen settledFor) {
 func (r *relocations) begin(disk ukai.DiskID, doing string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.running == nil {
-		r.running, r.failed = map[ukai.DiskID]*relocation{}, map[ukai.DiskID]relocateFailure{}
-	}
-	if r.running[disk] != nil || len(r.running) >= maxRelocations {
+	if r.running[disk] != "" || len(r.running) >= maxRelocations {
 		return false
 	}
-	r.running[disk] = &relocation{doing: doing}
+	r.running[disk] = doing
 	return true
 }
 
@@ -271,8 +291,8 @@ func (r *relocations) keep(mine map[ukai.DiskID]bool) {
 func (r *relocations) doing(disk ukai.DiskID) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if x := r.running[disk]; x != nil {
-		return x.doing
+	if doing := r.running[disk]; doing != "" {
+		return doing
 	}
 	if f := r.failed[disk]; f.err != nil {
 		return fmt.Sprintf("tried again at %s, the last try: %v", f.until.UTC().Format(time.TimeOnly), f.err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"ukai"
@@ -16,39 +17,21 @@ import (
 // whose node lives and that cannot be brought back is tried.
 const maintainPause = 30 * time.Second
 
-// maintain has the replicas of disks that nobody holds brought back: by the first node, by id, that has one in sync.
-func (n *Node) maintain() {
-	tick := time.NewTicker(relocateEvery)
-	defer tick.Stop()
-	rest := map[ukai.DiskID]time.Time{} // not before
-	for {
-		select {
-		case <-n.ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if n.fit() != nil {
+// maintain has the replicas of disks that nobody holds brought back. rest says which disk is left alone until when.
+func (n *Node) maintain(p people, disks []tended, rest map[ukai.DiskID]time.Time) {
+	seen := map[ukai.DiskID]bool{}
+	for _, d := range disks {
+		if !returnable(p, d.rec) || !n.maintains(p, d.rec) {
 			continue
 		}
-		p := n.people()
-		seen := map[ukai.DiskID]bool{}
-		n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
-			if !returnable(p, rec) || !n.maintains(p, rec) {
-				return
-			}
-			seen[d.ID] = true
-			if time.Now().Before(rest[d.ID]) {
-				return
-			}
-			rest[d.ID] = time.Now().Add(maintainPause)
-			n.spawn(func() { n.bringBack(d) })
-		})
-		for id := range rest {
-			if !seen[id] {
-				delete(rest, id)
-			}
+		seen[d.ID] = true
+		if time.Now().Before(rest[d.ID]) {
+			continue
 		}
+		rest[d.ID] = time.Now().Add(maintainPause)
+		n.spawn(func() { n.bringBack(d.Disk) })
 	}
+	maps.DeleteFunc(rest, func(id ukai.DiskID, _ time.Time) bool { return !seen[id] })
 }
 
 // maintains says whether this node is to have a disk's replicas brought back: the disk is free and this is the first node, by id, with an in-sync

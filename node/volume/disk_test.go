@@ -2,12 +2,14 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"ukai"
 	"ukai/crdt"
+	"ukai/node/cell"
 	"ukai/node/store"
 )
 
@@ -114,5 +116,25 @@ func TestAttachIsRefusedWhileAnotherNodeHasAttached(t *testing.T) {
 		w.attach(1)
 		w.write(1, 0, fill(512, 7))
 		w.wantRead(0, 0, fill(512, 7)) // forwarded
+	})
+}
+
+func TestHolderObeysASafetyThatAnotherNodeCommitted(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		rec := w.cells.record()
+		next, err := w.cells.at(w.nodes[2]).Propose(w.t.Context(), w.disk, cell.Safety{Version: rec.Version, MinSync: 2, OnLoss: crdt.Error})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.nodes[0].host.Load().Observe(next)
+		w.nodes[1].kill()
+		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Minute)
+		defer cancel()
+		if _, err := w.d(0).WriteAt(ctx, fill(4096, 2), 0); !errors.Is(err, ukai.ErrSuspended) {
+			w.t.Errorf("a write with one of two replicas, min-sync 2 and on-loss error: %v", err)
+		}
+		w.nodes[0].kill() // its write is still waiting
 	})
 }

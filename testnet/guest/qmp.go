@@ -74,6 +74,3 @@ func (m *Monitor) Execute(command string, arguments, into any) error {
 		return json.Unmarshal(answer.Return, into)
 	}
 }
-
-// Close ends the connection.
-func (m *Monitor) Close() error { return m.conn.Close() }

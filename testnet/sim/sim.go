@@ -132,18 +132,6 @@ func (n *Node) PowerCut() {
 	n.Node = nil
 }
 
-// Shutdown stops the process in an orderly way.
-func (n *Node) Shutdown() {
-	n.mesh.T.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if err := n.Close(ctx); err != nil {
-		n.mesh.T.Errorf("stop %s: %v", n.Name, err)
-	}
-	n.Store.Restart()
-	n.Node = nil
-}
-
 // Freeze stops the network of the node, as SIGSTOP does with its process, or lets it go on.
 func (n *Node) Freeze(frozen bool) { n.conn.Freeze(frozen) }
 

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -187,53 +186,6 @@ func (f *Fake) ChangeNode(_ context.Context, node string, c admin.NodeChange) (a
 		}
 	}
 	return admin.NodeChanged{Node: *n}, nil
-}
-
-// PlaceDisk records a rule; the data stays where it is.
-func (f *Fake) PlaceDisk(_ context.Context, disk string, p admin.PlaceDisk) (admin.Placement, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	d, err := f.disk(disk)
-	if err != nil {
-		return admin.Placement{}, err
-	}
-	_, reasons, err := f.choose(p.Rule)
-	if err != nil {
-		return admin.Placement{}, err
-	}
-	pl := f.placement(d, p.Rule)
-	pl.DryRun, pl.Reasons = p.DryRun, reasons
-	if !pl.Met {
-		pl.Notice = "the rule is recorded; the data stays where it is"
-	}
-	if !p.DryRun {
-		f.rules[d.ID] = p.Rule
-		d.Rule, d.RuleMet = pl.Rule, pl.Met
-	}
-	return pl, nil
-}
-
-// Placement compares a disk's rule with its replicas.
-func (f *Fake) Placement(_ context.Context, disk string) (admin.Placement, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	d, err := f.disk(disk)
-	if err != nil {
-		return admin.Placement{}, err
-	}
-	return f.placement(d, f.rules[d.ID]), nil
-}
-
-// Placements does so for all disks.
-func (f *Fake) Placements(context.Context) (list []admin.Placement, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for i := range f.disks {
-		if d := &f.disks[i]; d.Removed == nil {
-			list = append(list, f.placement(d, f.rules[d.ID]))
-		}
-	}
-	return list, nil
 }
 
 // CreateDisk puts one replica on each node that the rule chooses.
@@ -540,79 +492,3 @@ func (f *Fake) change(disk string, how func(*admin.Disk) error) (admin.Disk, err
 	*d = changed
 	return changed, nil
 }
-
-// choose picks the first nodes that meet each term key=value:count.
-func (f *Fake) choose(r admin.Rule) (chosen []*admin.Node, reasons []admin.Reason, err error) {
-	for _, term := range r.Terms {
-		key, value, count, err := parse(term)
-		if err != nil {
-			return nil, nil, err
-		}
-		var unfit []admin.Reason
-		have := 0
-		for i := range f.nodes {
-			n := &f.nodes[i]
-			var why string
-			switch {
-			case slices.Contains(chosen, n):
-				continue
-			case n.Labels[key] != value:
-				why = fmt.Sprintf("has %s=%s", key, n.Labels[key])
-			case n.Witness:
-				why = "is a witness"
-			case n.Drain:
-				why = "is being drained"
-			case n.State != admin.NodeAlive:
-				why = "is " + string(n.State)
-			case have < count:
-				have++
-				chosen = append(chosen, n)
-				reasons = append(reasons, admin.Reason{Node: admin.NodeRef{ID: n.ID, Name: n.Name}, Labels: n.Labels, Chosen: true, Why: "meets " + term})
-				continue
-			default:
-				why = "not needed"
-			}
-			unfit = append(unfit, admin.Reason{Node: admin.NodeRef{ID: n.ID, Name: n.Name}, Labels: n.Labels, Why: why})
-		}
-		if have < count && !r.Prefer {
-			return nil, nil, &admin.Refusal{
-				Err:     fmt.Errorf("rule %s: %w: %d of %d nodes for %s", text(r), ukai.ErrUnmet, have, count, term),
-				Reasons: unfit, Remedy: fmt.Sprintf("label another node with `ukai-node place node NAME %s=%s`", key, value),
-			}
-		}
-		reasons = append(reasons, unfit...)
-	}
-	return chosen, reasons, nil
-}
-
-func (f *Fake) placement(d *admin.Disk, r admin.Rule) admin.Placement {
-	p := admin.Placement{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Rule: text(r), Met: true, Replicas: d.Replicas, Arbiters: d.Arbiters}
-	for _, term := range r.Terms {
-		key, value, count, _ := parse(term) // was checked when the rule was set
-		w := admin.Want{Term: term, Count: count}
-		for _, rep := range d.Replicas {
-			if rep.Labels[key] == value && rep.Role == admin.InSync {
-				w.Have++
-				w.Nodes = append(w.Nodes, rep.Node.Name)
-			}
-		}
-		if w.Have < count {
-			p.Met = false
-			p.Differences = append(p.Differences, fmt.Sprintf("%s: %d of %d replicas are in sync there", term, w.Have, count))
-		}
-		p.Wanted = append(p.Wanted, w)
-	}
-	return p
-}
-
-func parse(term string) (key, value string, count int, err error) {
-	selector, n, ok := strings.Cut(term, ":")
-	key, value, ok2 := strings.Cut(selector, "=")
-	count, err = strconv.Atoi(n)
-	if !ok || !ok2 || err != nil {
-		return "", "", 0, fmt.Errorf("rule term %q: %w: write SELECTOR:COUNT, for example dc=tokyo:2", term, ukai.ErrInvalid)
-	}
-	return key, value, count, nil
-}
-
-func text(r admin.Rule) string { return strings.Join(r.Terms, " ") }
