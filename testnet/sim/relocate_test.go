@@ -141,7 +141,11 @@ func TestADiskMovesToItsNewRuleUnderIOAndLeavesNothingBehind(t *testing.T) {
 		if err := d.Detach(ctx); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Hour)
+		time.Sleep(30 * time.Minute)
+		if left := len(t1.Store.Replicas()) + len(m.Nodes["t2"].Store.Replicas()); left != 2 {
+			t.Errorf("%d of 2 dropped replicas are kept half an hour later", left)
+		}
+		time.Sleep(90 * time.Minute)
 		if left := len(t1.Store.Replicas()) + len(m.Nodes["t2"].Store.Replicas()); left > 0 {
 			t.Errorf("%d replicas are left in tokyo", left)
 		}
