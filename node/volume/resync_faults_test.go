@@ -351,21 +351,7 @@ func TestWriteWaitsForALostReplicaWhileItsGrowIsInDoubt(t *testing.T) {
 
 func TestReplicaHearsOfNoStableStampBeforeItIsInSync(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
-		w.attach(2)
-		for b := range int64(8) {
-			w.write(2, b*testBlock, fill(1<<20, 1))
-		}
-		w.nodes[1].kill()
-		for b := range int64(8) {
-			w.write(2, b*testBlock, fill(1<<20, 2))
-		}
-		w.mu.Lock()
-		w.delay = func(int, int) time.Duration { return 400 * time.Millisecond }
-		w.mu.Unlock()
-		w.nodes[1].restart(false)
-		for w.d(2).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
-			time.Sleep(10 * time.Millisecond)
-		}
+		w.resyncing(2, 1, 8, 400 * time.Millisecond)
 		time.Sleep(4 * time.Second) // several heartbeats
 		if in := w.inSync(); len(in) != 1 {
 			t.Fatal("the resync was too quick to be interrupted")
@@ -413,21 +399,7 @@ func TestReplicaThatIsNotInSyncDoesNotHoldUpWritesWhenItFails(t *testing.T) {
 
 func TestDetachDuringAResyncIsQuickAndTheNextHolderGoesOn(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
-		w.attach(2)
-		for b := range int64(8) {
-			w.write(2, b*testBlock, fill(1<<20, 1))
-		}
-		w.nodes[1].kill()
-		for b := range int64(8) {
-			w.write(2, b*testBlock, fill(1<<20, 2))
-		}
-		w.mu.Lock()
-		w.delay = func(int, int) time.Duration { return 20 * time.Millisecond }
-		w.mu.Unlock()
-		w.nodes[1].restart(false)
-		for w.d(2).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
-			time.Sleep(10 * time.Millisecond)
-		}
+		w.resyncing(2, 1, 8, 20 * time.Millisecond)
 		time.Sleep(200 * time.Millisecond)
 		begin := time.Now()
 		w.detach(2)

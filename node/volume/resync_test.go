@@ -552,21 +552,7 @@ func TestReplicaThatWasNeverInSyncInItsSecondGroupReturns(t *testing.T) {
 
 func TestOneWriteToEachChunkDuringAResyncIsOnTheReplica(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2, size: 4 << 20}, func(w *world) {
-		w.attach(2)
-		for b := range int64(4) {
-			w.write(2, b*testBlock, fill(1<<20, 1))
-		}
-		w.nodes[1].kill()
-		for b := range int64(4) {
-			w.write(2, b*testBlock, fill(1<<20, 2))
-		}
-		w.mu.Lock()
-		w.delay = func(int, int) time.Duration { return 10 * time.Millisecond }
-		w.mu.Unlock()
-		w.nodes[1].restart(false)
-		for w.d(2).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
-			time.Sleep(time.Millisecond)
-		}
+		w.resyncing(2, 1, 4, 10 * time.Millisecond)
 		var writes []<-chan error
 		for _, chunk := range rand.New(rand.NewPCG(3, 4)).Perm(4 << 20 / ukai.ChunkSize) {
 			writes = append(writes, w.writing(2, int64(chunk)*ukai.ChunkSize, fill(512, 3)))
@@ -605,21 +591,7 @@ func TestUnreadableSourceIsPassedOverForAnother(t *testing.T) {
 
 func TestSourceThatDiesIsReplacedByAnother(t *testing.T) {
 	bubble(t, setup{nodes: 4, replicas: 3}, func(w *world) {
-		w.attach(3)
-		for b := range int64(8) {
-			w.write(3, b*testBlock, fill(1<<20, 1))
-		}
-		w.nodes[2].kill()
-		for b := range int64(8) {
-			w.write(3, b*testBlock, fill(1<<20, 2))
-		}
-		w.mu.Lock()
-		w.delay = func(int, int) time.Duration { return 10 * time.Millisecond }
-		w.mu.Unlock()
-		w.nodes[2].restart(false)
-		for w.d(3).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
-			time.Sleep(10 * time.Millisecond)
-		}
+		w.resyncing(3, 2, 8, 10 * time.Millisecond)
 		time.Sleep(100 * time.Millisecond)
 		w.nodes[0].kill()
 		l := startLoad(w, 3)

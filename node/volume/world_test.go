@@ -666,6 +666,27 @@ func (w *world) awaitAllInSync() {
 	}
 }
 
+// resyncing has a holder write some blocks, twice, the second time without a replica, and returns when the resync of that replica has begun, over
+// links that take this long.
+func (w *world) resyncing(holder, replica int, blocks int64, delay time.Duration) {
+	w.attach(holder)
+	write := func(v byte) {
+		for b := range blocks {
+			w.write(holder, b*testBlock, fill(testBlock, v))
+		}
+	}
+	write(1)
+	w.nodes[replica].kill()
+	write(2)
+	w.mu.Lock()
+	w.delay = func(int, int) time.Duration { return delay }
+	w.mu.Unlock()
+	w.nodes[replica].restart(false)
+	for w.d(holder).holding.Load().record().Groups[0].Count(crdt.Syncing) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // wantReturn waits until the replica of a node is in sync, and compares all that are.
 func (w *world) wantReturn(n int) {
 	w.t.Helper()
