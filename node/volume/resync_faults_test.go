@@ -351,7 +351,7 @@ func TestWriteWaitsForALostReplicaWhileItsGrowIsInDoubt(t *testing.T) {
 
 func TestReplicaHearsOfNoStableStampBeforeItIsInSync(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
-		w.resyncing(2, 1, 8, 400 * time.Millisecond)
+		w.resyncing(2, 1, 8, 400*time.Millisecond)
 		time.Sleep(4 * time.Second) // several heartbeats
 		if in := w.inSync(); len(in) != 1 {
 			t.Fatal("the resync was too quick to be interrupted")
@@ -399,7 +399,7 @@ func TestReplicaThatIsNotInSyncDoesNotHoldUpWritesWhenItFails(t *testing.T) {
 
 func TestDetachDuringAResyncIsQuickAndTheNextHolderGoesOn(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
-		w.resyncing(2, 1, 8, 20 * time.Millisecond)
+		w.resyncing(2, 1, 8, 20*time.Millisecond)
 		time.Sleep(200 * time.Millisecond)
 		begin := time.Now()
 		w.detach(2)

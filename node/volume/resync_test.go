@@ -552,7 +552,7 @@ func TestReplicaThatWasNeverInSyncInItsSecondGroupReturns(t *testing.T) {
 
 func TestOneWriteToEachChunkDuringAResyncIsOnTheReplica(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2, size: 4 << 20}, func(w *world) {
-		w.resyncing(2, 1, 4, 10 * time.Millisecond)
+		w.resyncing(2, 1, 4, 10*time.Millisecond)
 		var writes []<-chan error
 		for _, chunk := range rand.New(rand.NewPCG(3, 4)).Perm(4 << 20 / ukai.ChunkSize) {
 			writes = append(writes, w.writing(2, int64(chunk)*ukai.ChunkSize, fill(512, 3)))
@@ -591,7 +591,7 @@ func TestUnreadableSourceIsPassedOverForAnother(t *testing.T) {
 
 func TestSourceThatDiesIsReplacedByAnother(t *testing.T) {
 	bubble(t, setup{nodes: 4, replicas: 3}, func(w *world) {
-		w.resyncing(3, 2, 8, 10 * time.Millisecond)
+		w.resyncing(3, 2, 8, 10*time.Millisecond)
 		time.Sleep(100 * time.Millisecond)
 		w.nodes[0].kill()
 		l := startLoad(w, 3)
