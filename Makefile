@@ -67,6 +67,12 @@ bench: build ## fio on a real mesh beside the bounds of this machine (root); PEE
 	$(GO) build -o bin/ukai-bench ./testnet/bench
 	bin/ukai-bench -doc docs/performance.md -plot docs/performance.svg -raw bin/bench.json -seconds $(or $(RUNTIME),4) -repeat $(or $(REPEAT),3) $(if $(PEERS),-peers) $(ARGS)
 
+.PHONY: bench-failover
+bench-failover: build ## how long users wait when nodes die, freeze or are cut off, takeover and resync (root); REPEAT=n
+	@.ci/setup test
+	$(GO) build -o bin/ukai-bench ./testnet/bench
+	bin/ukai-bench -failover -doc docs/performance.md -repeat $(or $(REPEAT),3)
+
 .PHONY: bench-micro
 bench-micro: ## micro benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem ./crdt ./node/wire ./node/store ./node/place ./fusefs

@@ -33,7 +33,7 @@ func (n *Node) Takeover(ctx context.Context, disk string, t admin.Takeover) (adm
 	silent := func(err error) bool {
 		return errors.Is(err, ukai.ErrUnreachable) || errors.Is(err, ukai.ErrTimeout) || errors.Is(err, ukai.ErrClosed)
 	}
-	held, err := n.attach(ctx, d, func(err error) bool { return t.Fenced || silent(err) })
+	held, err := n.attach(ctx, d, t.Fenced, func(err error) bool { return t.Fenced || silent(err) })
 	if errors.Is(err, ukai.ErrHeld) {
 		err = fmt.Errorf("%w, which answers, and a program there has it open; stop it there, or if that machine is certainly off or cut off say --fenced", err)
 	}
@@ -60,7 +60,7 @@ func (n *Node) Handover(ctx context.Context, disk string, h admin.Handover) (adm
 	if to != n.id {
 		return n.handoverAt(ctx, to, d, h)
 	}
-	held, err := n.attach(ctx, d, func(error) bool { return h.Force })
+	held, err := n.attach(ctx, d, false, func(error) bool { return h.Force })
 	if errors.Is(err, ukai.ErrHeld) {
 		err = fmt.Errorf("%w; stop the program that has it open there, or say --force: its I/O then fails", err)
 	}
@@ -92,12 +92,12 @@ func (n *Node) handoverAt(ctx context.Context, to ukai.NodeID, d *crdt.Disk, h a
 	return n.Disk(ctx, d.ID.String())
 }
 
-// attach makes this node the holder of a disk. When the holder before it does not let go, it is deposed if depose says so of the error.
-// What attach returns lets go again.
-func (n *Node) attach(ctx context.Context, d *crdt.Disk, depose func(error) bool) (letGo func(context.Context) error, err error) {
+// attach makes this node the holder of a disk. When the holder before it does not let go, it is deposed if depose says so of the error;
+// fenced says that it is certainly off. What attach returns lets go again.
+func (n *Node) attach(ctx context.Context, d *crdt.Disk, fenced bool, depose func(error) bool) (letGo func(context.Context) error, err error) {
 	v := n.host.Disk(d.ID, d.Name.Value)
 	if err = v.Attach(ctx); errors.Is(err, ukai.ErrHeld) && depose(err) {
-		err = v.Takeover(ctx)
+		err = v.Takeover(ctx, fenced)
 	}
 	return v.Detach, err
 }

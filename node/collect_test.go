@@ -235,7 +235,9 @@ func TestRemovalOfADiskThatIsGoneWithItsHolderFailsSoon(t *testing.T) {
 		if err := holder.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "the death of the holder", func() bool { return nodes[0].holdsDead(holder.id) && nodes[1].holdsDead(holder.id) })
+		await(t, "the death of the holder", func() bool {
+			return nodes[0].holdsDead(t.Context(), holder.id, false) && nodes[1].holdsDead(t.Context(), holder.id, false)
+		})
 		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 		defer cancel()
 		start := time.Now()

@@ -10,12 +10,18 @@ import (
 	"ukai/node/wire"
 )
 
-// opinionTime bounds how long arbiters are asked for their opinion.
-const opinionTime = 2 * time.Second
+const (
+	// opinionTime bounds how long arbiters are asked for their opinion.
+	opinionTime = 2 * time.Second
+	// silentTime is how long a node that is suspected to be dead is given to answer. An arbiter that is asked for its opinion must be able to
+	// find that out within opinionTime.
+	silentTime = time.Second
+)
 
-// majorityHoldsDead says whether a majority of a record's arbiters holds the record's holder for dead.
-func (n *Node) majorityHoldsDead(rec crdt.Record) bool {
-	payload, err := codec.Marshal(question{Node: rec.Holder})
+// majorityHoldsDead says whether a majority of a record's arbiters holds the record's holder for dead; if silent, whether it at least suspects
+// that and gets no answer from it.
+func (n *Node) majorityHoldsDead(rec crdt.Record, silent bool) bool {
+	payload, err := codec.Marshal(question{Node: rec.Holder, Silent: silent})
 	if err != nil {
 		n.log.Error("encode a question", "err", err)
 		return false
@@ -23,7 +29,7 @@ func (n *Node) majorityHoldsDead(rec crdt.Record) bool {
 	return n.majority(n.ctx, rec.Arbiters, func(ctx context.Context, id ukai.NodeID) bool {
 		switch id {
 		case n.id:
-			return n.holdsDead(rec.Holder)
+			return n.holdsDead(ctx, rec.Holder, silent)
 		case rec.Holder:
 			return n.unreachable(ctx, id)
 		}
@@ -65,7 +71,7 @@ func (n *Node) ask(ctx context.Context, id ukai.NodeID, payload []byte) (q quest
 // unreachable says whether a node that membership has given up does not answer either. It is the holder's own vote: with two nodes, both
 // arbiters, the survivor would otherwise never have a majority - but neither would its quorum record, so this only saves an attempt.
 func (n *Node) unreachable(ctx context.Context, id ukai.NodeID) bool {
-	if !n.holdsDead(id) {
+	if !n.holdsDead(ctx, id, false) {
 		return false
 	}
 	_, err := n.call(ctx, id, &wire.Message{Kind: wire.KindPing})

@@ -33,7 +33,7 @@ func (n *Node) serve(r *wire.Request) {
 	case wire.KindRetireReplica:
 		n.answer(r, func(ctx context.Context) ([]byte, error) { return nil, n.dropNewReplica(ctx, r.Disk, r.Replica) })
 	case wire.KindPull:
-		n.answer(r, func(context.Context) ([]byte, error) { return n.opinion(r.Payload) })
+		n.answer(r, func(ctx context.Context) ([]byte, error) { return n.opinion(ctx, r.Payload) })
 	case wire.KindCreateReplica:
 		if err := n.takesReplicas(); err != nil {
 			r.Reply(wire.Reply{}, err)
@@ -68,32 +68,40 @@ type question struct {
 	Disk    ukai.DiskID `cbor:"3,keyasint"`
 	Removed crdt.Stamp  `cbor:"4,keyasint"`
 	Expired bool        `cbor:"5,keyasint,omitempty"`
+	Silent  bool        `cbor:"6,keyasint,omitempty"`
 }
 
 // opinion answers a question from what membership and the catalog say here.
-func (n *Node) opinion(payload []byte) ([]byte, error) {
+func (n *Node) opinion(ctx context.Context, payload []byte) ([]byte, error) {
 	var q question
 	if err := codec.Unmarshal(payload, &q); err != nil {
 		return nil, err
 	}
 	if q.Disk.IsZero() {
-		q.Dead = n.holdsDead(q.Node)
+		q.Dead = n.holdsDead(ctx, q.Node, q.Silent)
 	} else {
 		q.Expired = n.holdsExpired(q.Disk, q.Removed)
 	}
 	return codec.Marshal(q)
 }
 
-// holdsDead says whether membership here has given up on a node. This only allows an attempt to take over; what makes that safe is the
-// quorum record and the fence.
-func (n *Node) holdsDead(id ukai.NodeID) bool {
+// holdsDead says whether membership here has given up on a node, or, if silent, suspects it and it does not answer. This only allows an
+// attempt to take over; what makes that safe is the quorum record and the fence.
+func (n *Node) holdsDead(ctx context.Context, id ukai.NodeID, silent bool) bool {
 	if id == n.id {
 		return false
 	}
 	for _, m := range n.mesh.Members() {
-		if m.ID == id {
-			return m.State == gossip.Dead || m.State == gossip.Left
+		if m.ID != id {
+			continue
 		}
+		if silent && m.State == gossip.Suspect {
+			ctx, cancel := context.WithTimeout(ctx, silentTime)
+			defer cancel()
+			_, err := n.call(ctx, id, &wire.Message{Kind: wire.KindPing})
+			return err != nil
+		}
+		return m.State == gossip.Dead || m.State == gossip.Left
 	}
 	return true
 }

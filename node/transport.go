@@ -75,7 +75,7 @@ func (h hearsay) Record(disk ukai.DiskID) (crdt.Record, bool) {
 }
 
 // Dead asks a majority of the record's arbiters what membership thinks of the holder's node. A node that cannot be asked has no opinion.
-func (h hearsay) Dead(rec crdt.Record) bool { return h.majorityHoldsDead(rec) }
+func (h hearsay) Dead(rec crdt.Record, silent bool) bool { return h.majorityHoldsDead(rec, silent) }
 
 func (h hearsay) NodeName(id ukai.NodeID) (name string) {
 	if id == h.id {

@@ -22,6 +22,7 @@ const (
 	claimIfFree claiming = iota // leave it alone, unless its node is dead
 	claimAsking                 // ask it to let go
 	claimForced                 // depose it
+	claimFenced                 // depose it; its machine is certainly off, so its lease need not be waited for
 )
 
 const (
@@ -96,7 +97,8 @@ func (d *Disk) become(ctx context.Context, how claiming) error {
 type sighting struct {
 	rec   crdt.Record
 	known bool
-	fresh bool // read from the arbiters, not heard by gossip
+	fresh bool        // read from the arbiters, not heard by gossip
+	dead  ukai.NodeID // of the holder, if a majority of the arbiters holds it for dead
 }
 
 // read replaces what is known by what is committed.
@@ -150,7 +152,7 @@ func (d *Disk) tryBecome(ctx context.Context, how claiming, seen *sighting) (*ho
 		return nil, err
 	}
 	h := newHolding(d, claimed)
-	if err := h.recover(ctx); err != nil {
+	if err := h.recover(ctx, seen.dead, how == claimFenced); err != nil {
 		h.close()
 		return nil, err
 	}
@@ -178,7 +180,9 @@ func (d *Disk) clear(ctx context.Context, how claiming, seen *sighting) error {
 	held := d.heldBy(holder)
 	asked := held
 	if how != claimIfFree {
-		asked = d.askToYield(ctx, holder)
+		if asked = d.askUnlessDead(ctx, seen); seen.dead == holder {
+			return nil
+		}
 	}
 	switch {
 	case asked == nil, errors.Is(asked, ukai.ErrNotAttached):
@@ -190,12 +194,36 @@ func (d *Disk) clear(ctx context.Context, how claiming, seen *sighting) error {
 			return nil //nolint:nilerr // asked says that nobody holds it
 		}
 		return &surprise{d.heldBy(seen.rec.Holder)}
-	case how == claimForced, d.host.cfg.Mesh.Dead(seen.rec):
+	case d.host.cfg.Mesh.Dead(seen.rec, how != claimIfFree): // whoever is to write it cannot wait until it is certain; a reader can
+		seen.dead = holder
+		return nil
+	case how == claimForced, how == claimFenced:
 		return nil
 	case errors.Is(asked, ukai.ErrHeld):
 		return asked
 	}
 	return fmt.Errorf("%w, which does not answer (%w): if it is certainly gone, take the disk over", held, asked)
+}
+
+// askUnlessDead asks the holder to let go. If it does not answer soon and is held for dead, it is not waited for.
+func (d *Disk) askUnlessDead(ctx context.Context, seen *sighting) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	holder := seen.rec.Holder
+	answer := make(chan error, 1)
+	go func() { answer <- d.askToYield(ctx, holder) }()
+	soon := time.NewTimer(silentAfter + rttFactor*d.host.rtt(holder))
+	defer soon.Stop()
+	select {
+	case err := <-answer:
+		return err
+	case <-soon.C:
+	}
+	if d.host.cfg.Mesh.Dead(seen.rec, true) {
+		seen.dead = holder
+		cancel()
+	}
+	return <-answer
 }
 
 // askToYield asks the holder to let go.
@@ -231,13 +259,14 @@ func (d *Disk) settled(ctx context.Context, change cell.Change) (crdt.Record, er
 	}
 }
 
-// recover carries a claimed disk to the point where it may be served: T3 to T7. Errors that another attempt may avoid
-// are surprises.
-func (h *holding) recover(ctx context.Context) error {
+// recover carries a claimed disk to the point where it may be served: T3 to T7. dead is the node of the holder before if that is held for
+// dead, and fenced says that it is certainly off. Errors that another attempt may avoid are surprises.
+func (h *holding) recover(ctx context.Context, dead ukai.NodeID, fenced bool) error {
 	h.mu.Lock()
 	rec := h.sets.known
 	h.mu.Unlock()
 	t := newTakeover(rec, 0)
+	t.dead = dead
 	for _, m := range h.members {
 		if m.Node == h.host.cfg.Node {
 			t.prefer = m.Replica
@@ -261,7 +290,7 @@ func (h *holding) recover(ctx context.Context) error {
 			return &surprise{fmt.Errorf("recover: %w", err)}
 		}
 	}
-	if until := t.leaseEnds(false); until > 0 {
+	if until := t.leaseEnds(fenced); until > 0 {
 		if wait := until - h.host.cfg.Clock(); wait > 0 && !sleep(ctx, wait) {
 			return fmt.Errorf("waiting for the lease of the holder before: %w", context.Cause(ctx))
 		}

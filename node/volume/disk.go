@@ -224,8 +224,12 @@ func (d *Disk) Attach(ctx context.Context) error {
 }
 
 // Takeover is Attach that deposes a live holder which does not let go. That is always safe, but fails the I/O of the
-// holder's guest.
-func (d *Disk) Takeover(ctx context.Context) error {
+// holder's guest. fenced says that the holder's machine is certainly off or cut off from its users: then the end of its lease, in which it
+// might still answer reads, is not waited for.
+func (d *Disk) Takeover(ctx context.Context, fenced bool) error {
+	if fenced {
+		return d.attach(ctx, claimFenced)
+	}
 	return d.attach(ctx, claimForced)
 }
 

@@ -107,6 +107,44 @@ func TestRecoveryLooksOnlyAtBlocksNewerThanStable(t *testing.T) {
 	})
 }
 
+func TestTakeoverWaitsOnlyForALeaseThatSomebodyMayStillHold(t *testing.T) {
+	for name, c := range map[string]struct {
+		cut, backCut, fenced, waits bool
+	}{
+		"it was cut off long ago":                             {cut: true, backCut: true},
+		"only the answers to its heartbeats were cut off":     {backCut: true, waits: true},
+		"it was cut off only from the arbiters":               {waits: true},
+		"it is there, and an administrator says it is not":    {fenced: true},
+		"it was cut off, and an administrator says it is off": {cut: true, backCut: true, fenced: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+				w.attach(0)
+				w.write(0, 0, fill(512, 1))
+				w.cells.set(func(c *testCells) { c.down = map[int]bool{0: true} }) // it cannot drop the other replica
+				w.setCut(0, 1, c.cut)
+				w.setCut(1, 0, c.backCut)
+				time.Sleep(3 * leaseTime)
+				w.setCut(0, 2, true)
+				w.setCut(2, 0, true) // it can be neither asked nor sealed
+				begin := time.Now()
+				if err := w.d(2).Takeover(w.t.Context(), c.fenced); err != nil {
+					t.Fatal(err)
+				}
+				waited := time.Since(begin) - yieldFor
+				if waited > sealWait+time.Second != c.waits {
+					t.Errorf("the takeover took %v after nobody yielded", waited)
+				}
+				if !c.waits && !c.fenced {
+					w.write(2, 0, fill(512, 2))
+					p := make([]byte, 512)
+					wantWaiting(t, "a read of the deposed holder from its own replica", w.reading(0, 0, p), 10*time.Second)
+				}
+			})
+		})
+	}
+}
+
 func TestZombieHolderGetsNoAckAndReadsNothingStale(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(0)
@@ -114,7 +152,7 @@ func TestZombieHolderGetsNoAckAndReadsNothingStale(t *testing.T) {
 		w.isolate([]int{0}, []int{1, 2}, true)
 		w.cells.set(func(c *testCells) { c.down = map[int]bool{0: true} })
 		begin := time.Now()
-		if err := w.d(1).Takeover(w.t.Context()); err != nil {
+		if err := w.d(1).Takeover(w.t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
 		if waited := time.Since(begin); waited < leaseTime {
@@ -149,7 +187,7 @@ func TestSealedHolderStopsAtItsNextRequest(t *testing.T) {
 		w.write(2, 0, fill(512, 1))
 		rec := w.cells.record()
 		w.cells.set(func(c *testCells) { c.old = &rec }) // gossip is late
-		if err := w.d(0).Takeover(w.t.Context()); err != nil {
+		if err := w.d(0).Takeover(w.t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.d(2).WriteAt(w.t.Context(), fill(512, 2), 0); !errors.Is(err, ukai.ErrFenced) {

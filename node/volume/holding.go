@@ -304,8 +304,11 @@ func (h *holding) idle() {
 	}
 	if h.wrote.Swap(false) {
 		h.quietTicks = 0
+		h.d.quiet.Store(false)
 	}
-	h.d.quiet.Store(time.Duration(h.quietTicks)*tickEvery >= writerLinger)
+	if time.Duration(h.quietTicks)*tickEvery >= writerLinger {
+		h.d.quiet.Store(true) // a write ends that; a disk that was not written yet is quiet from the beginning
+	}
 	if time.Duration(h.idleTicks)*tickEvery >= h.host.cfg.Linger && h.resting.Load() {
 		h.d.lapse(h)
 	}

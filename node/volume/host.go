@@ -44,8 +44,8 @@ type Mesh interface {
 	// Record returns the last record of a disk that reached this node.
 	Record(disk ukai.DiskID) (crdt.Record, bool)
 	// Dead says whether a majority of the record's arbiters takes the holder's node for dead, so that it may be
-	// deposed without asking anyone.
-	Dead(rec crdt.Record) bool
+	// deposed without asking anyone. If silent, it is enough that they suspect it and it does not answer them now.
+	Dead(rec crdt.Record, silent bool) bool
 	// NodeName returns a node's name, "" if it is not known.
 	NodeName(id ukai.NodeID) string
 }
@@ -77,17 +77,17 @@ type Config struct {
 
 // Times of the holder's side that are not part of the protocol. RTTs are added to them, so that slow is not dead.
 const (
-	tickEvery = 250 * time.Millisecond
+	tickEvery = 125 * time.Millisecond
 	// suspectAfter is the age of an unanswered request at which its node is probed.
-	suspectAfter = 2 // ticks
+	suspectAfter = 1 // ticks
 	// silentAfter is how long a node may leave a heartbeat unanswered before the requests it owes are given up and a new
 	// session is tried; idleSilentAfter the same when it owes none.
-	silentAfter     = 600 * time.Millisecond
+	silentAfter     = 350 * time.Millisecond
 	idleSilentAfter = 3 * time.Second
 	// slowAfter is the age at which a request is given up though its node is alive: its disk hangs.
-	slowAfter = 8 * time.Second / tickEvery // ticks
+	slowAfter = 7500 * time.Millisecond / tickEvery // ticks, fewer than slots
 	// reconnectFor is how long a lost replica is greeted before it is dropped from the in-sync set.
-	reconnectFor = 500 * time.Millisecond
+	reconnectFor = 200 * time.Millisecond
 	// rttFactor is how many round trips each of these is lengthened by.
 	rttFactor = 4
 

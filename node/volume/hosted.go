@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"ukai"
 	"ukai/node/store"
@@ -19,6 +20,10 @@ type hosted struct {
 
 	admitted atomic.Pointer[admission]
 	control  chan struct{} // lock of 1 around seal, hello and shut, which wait and do I/O
+
+	// confirmed is the time, on the node's clock, after which no heartbeat was confirmed and no seal answered. The holder of the next
+	// epoch needs not wait for a lease that nobody has renewed.
+	confirmed atomic.Int64
 }
 
 // admission is the fence in force and the operations that run under it.
@@ -30,6 +35,7 @@ type admission struct {
 func newHosted(rs *Replicas, key replicaKey, data store.Replica) *hosted {
 	h := &hosted{rs: rs, key: key, data: data, control: make(chan struct{}, 1)}
 	h.admitted.Store(&admission{fence{epoch: data.Header().Fence}, newGate()})
+	h.confirmed.Store(int64(rs.cfg.Clock())) // at the latest, by the process before
 	return h
 }
 
@@ -88,6 +94,9 @@ func (h *hosted) seal(ctx context.Context, epoch ukai.Epoch, req sealRequest) (s
 			return sealReply{}, err
 		}
 	}
+	// Only now: a heartbeat that finds the old fence has noted its time before it looked.
+	now := h.rs.cfg.Clock()
+	quiet := now - time.Duration(h.confirmed.Swap(int64(now)))
 	if req.Size > h.data.Size() {
 		if err := h.data.Resize(ctx, req.Size); err != nil {
 			return sealReply{}, err
@@ -99,7 +108,7 @@ func (h *hosted) seal(ctx context.Context, epoch ukai.Epoch, req sealRequest) (s
 	header := h.data.Header()
 	reply := sealReply{
 		Incarnation: h.rs.cfg.Store.Incarnation(), Unclean: header.Unclean, Stable: header.Stable,
-		Session: h.admitted.Load().session,
+		Session: h.admitted.Load().session, Quiet: quiet,
 	}
 	if space, err := h.rs.cfg.Store.Space(); err == nil { // only for display: a seal does not fail for want of it
 		reply.Free = space.Free
@@ -131,6 +140,8 @@ func (h *hosted) shut(ctx context.Context) error {
 
 // beat confirms a holder's epoch and takes over its stable stamp.
 func (h *hosted) beat(b beat) error {
+	// Before the fence is looked at, so that a seal which that look misses does not miss this.
+	h.confirmed.Store(int64(h.rs.cfg.Clock()))
 	a := h.admitted.Load()
 	confirm, stable := a.onHeartbeat(b.Epoch, b.Session)
 	if !confirm {

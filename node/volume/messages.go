@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"ukai"
 	"ukai/crdt/codec"
@@ -26,6 +27,8 @@ type sealReply struct {
 	Stable      ukai.BlockStamp  `cbor:"3,keyasint"`
 	Free        int64            `cbor:"4,keyasint"` // bytes on the node's file system
 	Session     uint32           `cbor:"5,keyasint"` // 0: the process restarted since it was sealed, say hello
+	// Quiet is for how long no holder had the replica's confirmation before this seal.
+	Quiet time.Duration `cbor:"6,keyasint,omitempty"` // ns
 }
 
 // helloRequest is the payload of wire.Hello; epoch and session are in the header.

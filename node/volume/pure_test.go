@@ -332,11 +332,31 @@ func TestTakeoverWaitsForAllOrTwoSecondsAfterTheFirst(t *testing.T) {
 	if got := tk.leaseEnds(false); got != 10*time.Second+leaseWait {
 		t.Errorf("lease ends at %v", got)
 	}
+	tk.onSealed(11*time.Second, 9*time.Second, member3(3), sealReply{Quiet: 3 * time.Second})
+	if got := tk.leaseEnds(false); got != 8*time.Second+leaseWait {
+		t.Errorf("lease that was confirmed last at 8 s ends at %v", got)
+	}
 	if got := tk.leaseEnds(true); got != 0 {
 		t.Errorf("waits for the lease of a holder that is off")
 	}
 	if got := tk.replicas(); !slices.Equal(got, []ukai.ReplicaID{1, 3}) {
 		t.Errorf("S is %v", got)
+	}
+}
+
+func TestTakeoverWaitsLessForTheReplicaOfADeadHolder(t *testing.T) {
+	for _, c := range []struct {
+		dead  byte
+		until time.Duration
+	}{{2, 10*time.Second + deadSealWait}, {1, 10*time.Second + sealWait}, {0, 10*time.Second + sealWait}} {
+		tk := newTakeover(record(1, 1, 2), 0)
+		if c.dead != 0 {
+			tk.dead = ukai.NodeID{c.dead}
+		}
+		tk.onSealed(10*time.Second, 9*time.Second, member3(1), sealReply{})
+		if until, more := tk.wait(10 * time.Second); !more || until != c.until {
+			t.Errorf("node %d is dead, replica 2 is not sealed: waits until %v, %v", c.dead, until, more)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync/atomic"
+	"time"
 
 	"ukai"
 	"ukai/crdt"
@@ -30,6 +31,8 @@ type ReplicasConfig struct {
 	Name  string      // its name, for errors
 	Store Store
 	Log   *slog.Logger // default: discard
+	// Clock is the time since some moment, and goes on while the machine is suspended. Default: CLOCK_BOOTTIME.
+	Clock func() time.Duration
 	// Workers is how many reads, writes and hashes run at once. Default 128: enough to keep a disk array busy.
 	Workers int
 }
@@ -70,6 +73,9 @@ func NewReplicas(cfg ReplicasConfig) *Replicas {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = bootTime
 	}
 	rs := &Replicas{
 		cfg: cfg, opening: make(chan struct{}, 1), workers: make(chan struct{}, cfg.Workers), running: newGate(),

@@ -111,7 +111,7 @@ func TestNothingIsLostWhateverFailsAtWhateverStepOfAResync(t *testing.T) {
 			}
 		},
 		"disk is taken over elsewhere": func(w *world) {
-			if err := w.d(0).Takeover(context.Background()); err != nil {
+			if err := w.d(0).Takeover(context.Background(), false); err != nil {
 				w.t.Errorf("takeover: %v", err)
 			}
 		},

@@ -119,7 +119,7 @@ func TestZombieWritesOnTheReturningReplicaAreUndone(t *testing.T) {
 			t.Fatal("the zombie's write is not on n1")
 		}
 		w.isolate([]int{1}, []int{0}, true)
-		if err := w.d(0).Takeover(w.t.Context()); err != nil {
+		if err := w.d(0).Takeover(w.t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
 		if in := w.inSync(); len(in) != 1 || in[0] != 0 {

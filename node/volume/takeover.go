@@ -11,8 +11,12 @@ import (
 	"ukai/crdt"
 )
 
-// sealWait is how long a takeover waits for further in-sync replicas once the first is sealed.
-const sealWait = 2 * time.Second
+// sealWait is how long a takeover waits for further in-sync replicas once the first is sealed, deadSealWait the same if all of them are on
+// the node of the holder before, and that is held for dead.
+const (
+	sealWait     = 2 * time.Second
+	deadSealWait = 300 * time.Millisecond
+)
 
 // takeover is the recovery of a disk by the holder of a new epoch (protocol 3.7, T3 to T7): seal the in-sync replicas,
 // freeze the set of those sealed, make them equal where they may differ, wait for the deposed holder's lease if one
@@ -21,6 +25,8 @@ const sealWait = 2 * time.Second
 type takeover struct {
 	rec    crdt.Record    // as the claim committed it
 	prefer ukai.ReplicaID // the replica on the holder's own node, 0 if there is none
+
+	dead ukai.NodeID // of the holder before, if a majority of the arbiters holds it for dead
 
 	sealed map[ukai.ReplicaID]sealed
 	lost   map[ukai.ReplicaID]error // will not be sealed in this attempt
@@ -33,6 +39,7 @@ type sealed struct {
 	member crdt.Member
 	reply  sealReply
 	sent   time.Duration // when the seal it answers was sent
+	at     time.Duration // when it was answered
 }
 
 func newTakeover(rec crdt.Record, prefer ukai.ReplicaID) *takeover {
@@ -57,7 +64,7 @@ func (t *takeover) onSealed(now, sent time.Duration, m crdt.Member, r sealReply)
 	if len(t.sealed) == 0 {
 		t.first = now
 	}
-	t.sealed[m.Replica] = sealed{member: m, reply: r, sent: sent}
+	t.sealed[m.Replica] = sealed{member: m, reply: r, sent: sent, at: now}
 }
 
 // onLost notes that a replica cannot be sealed in this attempt.
@@ -67,16 +74,26 @@ func (t *takeover) onLost(m crdt.Member, why error) {
 	}
 }
 
-// wait returns when to stop waiting for seals: at once when all have answered, sealWait after the first answer, and
+// wait returns when to stop waiting for seals: at once when all have answered, some time after the first answer, and
 // never as long as a group has none.
 func (t *takeover) wait(now time.Duration) (until time.Duration, more bool) {
 	if t.uncovered() != nil {
 		return never, !t.allHeard()
 	}
-	if t.allHeard() || now >= t.first+sealWait {
+	limit := t.first + sealWait
+	if !slices.ContainsFunc(t.members(), func(m crdt.Member) bool { return m.Node != t.dead && !t.heard(m.Replica) }) {
+		limit = t.first + deadSealWait
+	}
+	if t.allHeard() || now >= limit {
 		return now, false
 	}
-	return t.first + sealWait, true
+	return limit, true
+}
+
+// heard says whether a replica is sealed or will not be.
+func (t *takeover) heard(r ukai.ReplicaID) bool {
+	_, answered := t.sealed[r]
+	return answered || t.lost[r] != nil
 }
 
 func (t *takeover) allHeard() bool {
@@ -181,11 +198,18 @@ func (t *takeover) recovers(group uint8) bool {
 
 // leaseEnds returns until when activation must wait, 0 if it need not: the holder before may answer reads from an
 // in-sync replica that was not sealed until its lease has run out. fenced says that it is known to be off.
+//
+// Its lease needs the confirmation of every in-sync replica, so any one of those sealed bounds it: by when that confirmed something last,
+// which is later than the holder sent what was confirmed.
 func (t *takeover) leaseEnds(fenced bool) time.Duration {
 	if t.rec.Clean || fenced || len(t.sealed) == len(t.members()) {
 		return 0
 	}
-	return t.first + leaseWait
+	end := never
+	for _, e := range t.sealed {
+		end = min(end, e.at-max(e.reply.Quiet, 0)+leaseWait)
+	}
+	return max(end, 0)
 }
 
 // replicas returns S over all groups, sorted: the in-sync set to activate.

@@ -128,7 +128,7 @@ func (w *world) clock() time.Duration { return time.Since(w.start) }
 // boot starts the daemon of a node.
 func (n *testNode) boot(change func(*Config)) {
 	n.store = n.mem.Store()
-	rs := NewReplicas(ReplicasConfig{Node: n.id, Name: fmt.Sprintf("n%d", n.n), Store: n.store})
+	rs := NewReplicas(ReplicasConfig{Node: n.id, Name: fmt.Sprintf("n%d", n.n), Store: n.store, Clock: n.w.clock})
 	cfg := Config{
 		Node: n.id, Peers: testPeers{n}, Cells: w(n).cells.at(n), Mesh: testMesh{n}, Replicas: rs, Clock: n.w.clock, Log: testLog(n),
 	}
@@ -269,7 +269,7 @@ func (n *testNode) awaitThaw() {
 type testMesh struct{ n *testNode }
 
 func (m testMesh) Record(ukai.DiskID) (crdt.Record, bool) { return m.n.w.cells.gossiped(m.n.n) }
-func (m testMesh) Dead(rec crdt.Record) bool {
+func (m testMesh) Dead(rec crdt.Record, _ bool) bool {
 	m.n.w.mu.Lock()
 	defer m.n.w.mu.Unlock()
 	return m.n.w.dead[int(rec.Holder[0])-1]

@@ -48,7 +48,7 @@ type options struct {
 	size                    int64
 	rtt, rest               time.Duration
 	bin, base, dir          string
-	peers                   bool
+	peers, failover         bool
 	jobs, targets           *regexp.Regexp
 	doc, plot, raw, profile string
 }
@@ -77,6 +77,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	if o.failover {
+		return failover(ctx, o)
+	}
 	r, err := bench(ctx, o)
 	if err != nil {
 		return err
@@ -97,6 +100,7 @@ func parse() (o options, err error) {
 	flag.StringVar(&o.dir, "dir", "run/bench", "directory for data; what counts is the disk under it")
 	flag.IntVar(&o.port, "port", 20400, "first of the UDP ports on loopback, of which ten are used")
 	flag.BoolVar(&o.peers, "peers", false, "measure GlusterFS and QEMU's quorum driver too, as far as they are installed")
+	flag.BoolVar(&o.failover, "failover", false, "measure pauses, takeover and resync in place of throughput")
 	flag.StringVar(&jobsText, "jobs", "", "regular expression: only these jobs")
 	flag.StringVar(&targetsText, "targets", "", "regular expression: only these targets")
 	flag.StringVar(&o.doc, "doc", "", "document whose table is replaced; empty: tables go to standard output only")
@@ -299,7 +303,7 @@ func (r *results) write(o options) error {
 		errs = append(errs, os.WriteFile(o.plot, []byte(r.svg()), 0o644))
 	}
 	if o.doc != "" {
-		errs = append(errs, replaceTable(o.doc, text))
+		errs = append(errs, replaceTable(o.doc, "bench", text))
 	}
 	return errors.Join(errs...)
 }

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	patience = 60 * time.Second // for anything that has to come true
+	patience = 3 * time.Minute // for anything that has to come true
 	wanPort  = 7946
 )
 
@@ -43,12 +43,13 @@ type spec struct {
 
 type node struct {
 	spec
-	mesh   *mesh
-	base   string
-	addr   string
-	cmd    *exec.Cmd
-	exited chan struct{}
-	http   *http.Client
+	mesh    *mesh
+	base    string
+	addr    string
+	command func() *exec.Cmd
+	cmd     *exec.Cmd
+	exited  chan struct{}
+	http    *http.Client
 }
 
 // startMesh starts one process per spec and waits until all see each other. port is the first one on loopback.
@@ -74,7 +75,7 @@ func startMesh(ctx context.Context, bin, dir string, network *wan.Network, port 
 }
 
 func (m *mesh) start(ctx context.Context, s spec, port int) error {
-	n := &node{spec: s, mesh: m, base: filepath.Join(m.dir, s.name), addr: "127.0.0.1:" + strconv.Itoa(port), exited: make(chan struct{})}
+	n := &node{spec: s, mesh: m, base: filepath.Join(m.dir, s.name), addr: "127.0.0.1:" + strconv.Itoa(port)}
 	if err := os.MkdirAll(n.base, 0o700); err != nil {
 		return err
 	}
@@ -97,22 +98,42 @@ func (m *mesh) start(ctx context.Context, s spec, port int) error {
 	if len(m.nodes) > 0 {
 		args = append(args, "--seed", m.nodes[0].addr)
 	}
-	log, err := os.Create(filepath.Join(n.base, "log"))
-	if err != nil {
-		return err
-	}
-	n.cmd = command(m.bin, args...)
-	n.cmd.Stdout, n.cmd.Stderr = log, log
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := n.cmd.Start(); err != nil {
-		return err
-	}
-	go func() { _ = n.cmd.Wait(); _ = log.Close(); close(n.exited) }()
+	n.command = func() *exec.Cmd { return command(m.bin, args...) }
 	n.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", n.socket())
 	}}}
+	if err := n.run(); err != nil {
+		return err
+	}
 	m.nodes = append(m.nodes, n)
 	return await(ctx, "the admin socket of "+s.name, func() error { return n.sees(ctx, 1) })
+}
+
+// run starts the node's process.
+func (n *node) run() error {
+	log, err := os.OpenFile(filepath.Join(n.base, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	cmd, exited := n.command(), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return errors.Join(err, log.Close())
+	}
+	n.cmd, n.exited = cmd, exited
+	go func() { _ = cmd.Wait(); _ = log.Close(); close(exited) }()
+	return nil
+}
+
+// kill ends the process as a crash does. Its mount is gone when kill returns.
+func (n *node) kill() error {
+	if err := n.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	<-n.exited
+	_ = syscall.Unmount(n.mount(), syscall.MNT_DETACH)
+	return nil
 }
 
 func (n *node) socket() string          { return filepath.Join(n.base, "socket") }

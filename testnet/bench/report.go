@@ -191,20 +191,19 @@ func (r *results) markdown() string {
 	return b.String() + "\n"
 }
 
-const tableBegin, tableEnd = "<!-- written by make bench: begin -->\n", "<!-- written by make bench: end -->\n"
-
-// replaceTable puts text between the marks of a document.
-func replaceTable(path, text string) error {
+// replaceTable puts text between the marks of a document that the make target writes to.
+func replaceTable(path, target, text string) error {
+	begin, end := fmt.Sprintf("<!-- written by make %s: begin -->\n", target), fmt.Sprintf("<!-- written by make %s: end -->\n", target)
 	doc, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	before, rest, ok := strings.Cut(string(doc), tableBegin)
-	_, after, ok2 := strings.Cut(rest, tableEnd)
+	before, rest, ok := strings.Cut(string(doc), begin)
+	_, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
-		return fmt.Errorf("%s lacks the lines %q and %q", path, strings.TrimSpace(tableBegin), strings.TrimSpace(tableEnd))
+		return fmt.Errorf("%s lacks the lines %q and %q", path, strings.TrimSpace(begin), strings.TrimSpace(end))
 	}
-	return os.WriteFile(path, []byte(before+tableBegin+text+tableEnd+after), 0o644)
+	return os.WriteFile(path, []byte(before+begin+text+end+after), 0o644)
 }
 
 var colours = []string{"#888888", "#4c72b0", "#c44e52", "#dd8452", "#8172b3", "#55a868", "#937860", "#da8bc3"}
