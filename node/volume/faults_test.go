@@ -235,6 +235,24 @@ func TestShrinkInDoubtIsSettled(t *testing.T) {
 	}
 }
 
+// Nothing else happens to the disk that would have the holder ask what became of the change.
+func TestReplicaDroppedByAShrinkInDoubtIsBroughtBackThoughItIsLinkedAgain(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(512, 1))
+		w.cells.set(func(c *testCells) { c.doubt = 1 })
+		m := w.d(2).holding.Load().members[w.nodes[0].rid]
+		m.lost(m.link.Load(), ukai.ErrNoSpace) // is asked to leave before it is greeted
+		for len(w.inSync()) == 2 {
+			time.Sleep(time.Millisecond)
+		}
+		w.wantReturn(0)
+		if s := w.d(2).Status(); s.InDoubt {
+			t.Error("a change of the record still is in doubt")
+		}
+	})
+}
+
 func TestWhileAShrinkIsInDoubtItsReplicaIsNotRead(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(0)

@@ -52,6 +52,7 @@ type holding struct {
 	size     int64           // of the disk as served: what all replicas have been resized to
 	stable   ukai.BlockStamp // to be announced; zero before activation
 	checked  time.Duration   // when the current check began
+	settling bool            // somebody finds out what became of a change in doubt
 	obstacle error           // why a failed replica can be neither mended nor dropped
 	changed  chan struct{}   // closed and replaced at each change that somebody may wait for
 

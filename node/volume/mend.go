@@ -132,6 +132,8 @@ func (h *holding) commit(change cell.Change) error {
 		h.sets.resolve(h.sets.known)
 		h.rebuild()
 		h.mu.Unlock()
+	default:
+		h.settleLater()
 	}
 	if err != nil {
 		h.host.cfg.Log.Warn("quorum record not changed", "disk", h.d.Name(), "change", change.String(), "why", err)
@@ -153,6 +155,39 @@ func (h *holding) settleSets() error {
 	}
 	h.resolved(rec)
 	return nil
+}
+
+// settleLater has the outcome of a change in doubt found out, whatever becomes of those who wanted the change: a replica
+// that was dropped after all must be brought back, though it is linked again and nothing else happens to the disk.
+func (h *holding) settleLater() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.settling {
+		h.settling = true
+		h.goLocked(h.settleDoubt)
+	}
+}
+
+func (h *holding) settleDoubt() {
+	for pause := minMendPause; ; pause = min(2*pause, maxMendPause) {
+		if !h.sleep(pause/2 + rand.N(pause/2)) {
+			return
+		}
+		select {
+		case h.reconfiguring <- struct{}{}:
+		case <-h.ctx.Done():
+			return
+		}
+		_ = h.settleSets() // tried again until it succeeds
+		h.mu.Lock()
+		h.settling = h.sets.inDoubt()
+		again := h.settling
+		h.mu.Unlock()
+		<-h.reconfiguring
+		if !again {
+			return
+		}
+	}
 }
 
 // cellTimeout bounds one change of the quorum record under a live holder; it is tried again.
