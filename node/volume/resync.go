@@ -204,12 +204,15 @@ func (f *following) list(ctx context.Context, stable ukai.BlockStamp) error {
 	lists := [][]suspect{own}
 	for _, g := range f.groups {
 		for {
-			src, _, _ := v.group(g).choose(nil)
+			src, l, _ := v.group(g).choose(nil)
 			if src == nil {
 				return fmt.Errorf("group %d: %w", g, ukai.ErrUnavailable)
 			}
 			theirs, err := src.suspects(ctx, stable)
 			if err != nil {
+				if ctx.Err() == nil {
+					f.h.readFailed(src, l, err) // or the next attempt asks it in the same dead session
+				}
 				return fmt.Errorf("listing the blocks of its source: %w", err)
 			}
 			if v = f.h.view.Load(); slices.Contains(v.group(g).read, src) {

@@ -85,6 +85,22 @@ func TestReplicaThatWasAwayIsBroughtUpToDate(t *testing.T) {
 	}
 }
 
+// The guest is quiet, so nothing but the resync itself finds out that the session with the source is gone.
+func TestReplicaReturnsThoughTheDaemonOfItsSourceHasRestarted(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.nodes[0].kill()
+		w.write(2, 0, fill(512, 1))
+		if err := w.d(2).holding.Load().checkpointNow(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.nodes[1].kill()
+		w.nodes[1].restart(false)
+		w.nodes[0].restart(false)
+		w.wantReturn(0)
+	})
+}
+
 func TestReplicaThatMissedNothingIsNotCopied(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(0)
