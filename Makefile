@@ -52,6 +52,10 @@ test: ## every test: unit, property, simulation, end-to-end with real mounts (ro
 model: ## explore the real protocol code by random walks; MINUTES=n per package (default 10), SEED=n to begin with
 	MODEL_MINUTES=$(or $(MINUTES),10) MODEL_SEED=$(SEED) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./node/cell ./node/volume
 
+.PHONY: sim
+sim: ## simulate whole meshes bit for bit, seed by seed; SEEDS=n (default 20000: also what takes long to be found), FIRST=s
+	SIM_SEEDS=$(or $(SEEDS),20000) SIM_FIRST=$(or $(FIRST),0) $(GO) test -count=1 -timeout 0 -run '^(TestSimulatedMeshesKeepThePromisesOfADisk$(if $(SEEDS),,|TestRulesBrokenInTheSimulatorAreFoundOut))$$' -v ./node/volume
+
 .PHONY: chaos
 chaos: ## break a real mesh at random and check what its users see; MINUTES=n (default 10), SEED=s
 	@.ci/setup test
