@@ -26,7 +26,7 @@ var homes = map[string]string{
 	"github.com/jedib0t/go-pretty/v6":     "cmd/ukai-node",
 	"github.com/coreos/go-systemd/v22":    "cmd/ukai-node",
 	"github.com/vishvananda/netlink":      "testnet/wan",
-	"github.com/anishathalye/porcupine":   "tests only",
+	"github.com/anishathalye/porcupine":   "testnet/history",
 	"pgregory.net/rapid":                  "tests only",
 	"github.com/rogpeppe/go-internal":     "tests only",
 	"go.uber.org/goleak":                  "tests only",

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"ukai/testnet/guest"
+	"ukai/testnet/history"
 	"ukai/testnet/proc"
 )
 
@@ -69,8 +70,8 @@ type run struct {
 	lines  []string
 	faults map[string]int
 	counts map[string]int
-	stalls []*operation
-	checks verdict
+	stalls []*history.Op
+	checks history.Verdict
 }
 
 func newRun(t *testing.T, seed uint64, d time.Duration) *run {
@@ -114,7 +115,7 @@ func newRun(t *testing.T, seed uint64, d time.Duration) *run {
 }
 
 func (r *run) logf(format string, args ...any) {
-	line := fmt.Sprintf("%8.2fs %s %s", time.Since(r.begin).Seconds(), clock(time.Now()), fmt.Sprintf(format, args...))
+	line := fmt.Sprintf("%8.2fs %s %s", time.Since(r.begin).Seconds(), history.Clock(time.Now()), fmt.Sprintf(format, args...))
 	r.lines = append(r.lines, line)
 	r.t.Log(line)
 }
@@ -333,15 +334,15 @@ func (r *run) check(rec *recorder, lossy bool) {
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		rec.attached(n.Name, rec.name, string(log))
+		attached(&rec.History, n.Name, rec.name, string(log))
 	}
 	start := time.Now()
-	v := rec.check(r.dir)
+	v := rec.Check(r.dir)
 	if lossy {
 		r.counts["histories not checked, after a loss of power"]++
-		v.violations = nil
+		v.Violations = nil
 	}
-	for _, text := range v.violations {
+	for _, text := range v.Violations {
 		r.fail("%s: %s", rec.name, text)
 	}
 	counts, stalls := rec.summary()
@@ -349,12 +350,12 @@ func (r *run) check(rec *recorder, lossy bool) {
 		r.counts[k] += n
 	}
 	r.stalls = append(r.stalls, stalls...)
-	r.checks.sectors += v.sectors
-	r.checks.accesses += v.accesses
-	r.checks.unknown += v.unknown
-	r.counts["attachments"] += len(rec.attachments)
-	r.logf("%s: %d operations on %d sectors, %d attachments, checked in %v: %d violations, %d not decided", rec.name, len(rec.ops), v.sectors, len(rec.attachments),
-		time.Since(start).Round(time.Millisecond), len(v.violations), v.unknown)
+	r.checks.Sectors += v.Sectors
+	r.checks.Accesses += v.Accesses
+	r.checks.Unknown += v.Unknown
+	r.counts["attachments"] += len(rec.Takeovers())
+	r.logf("%s: %d operations on %d sectors, %d attachments, checked in %v: %d violations, %d not decided", rec.name, len(rec.Ops()), v.Sectors, len(rec.Takeovers()),
+		time.Since(start).Round(time.Millisecond), len(v.Violations), v.Unknown)
 }
 
 // resynced sums up what nodes say of bytes copied to returning replicas.
@@ -395,21 +396,21 @@ func (r *run) report() {
 	for _, k := range slices.Sorted(maps.Keys(r.counts)) {
 		say("  %-40s %d", k, r.counts[k])
 	}
-	say("  histories: %d sectors, %d accesses, %d sectors not decided in %v", r.checks.sectors, r.checks.accesses, r.checks.unknown, checkFor)
+	say("  histories: %d sectors, %d accesses, %d sectors not decided in %v", r.checks.Sectors, r.checks.Accesses, r.checks.Unknown, history.CheckFor)
 	if n, known := r.resynced(); known {
 		say("  resynced: %.0f bytes (by processes still running)", n)
 	} else {
 		say("  resynced: the nodes do not tell")
 	}
-	slices.SortFunc(r.stalls, func(a, b *operation) int { return int(b.ret.Sub(b.call) - a.ret.Sub(a.call)) })
+	slices.SortFunc(r.stalls, func(a, b *history.Op) int { return int(b.Took() - a.Took()) })
 	longest := time.Duration(0)
 	if len(r.stalls) > 0 {
-		longest = r.stalls[0].ret.Sub(r.stalls[0].call)
+		longest = r.stalls[0].Took()
 	}
 	say("  operations of more than %v: %d, the longest %v", stallWorthTold, len(r.stalls), longest.Round(time.Millisecond))
 	summary := out.String()
 	for _, o := range r.stalls[:min(len(r.stalls), 50)] {
-		say("  %v: %v", o.ret.Sub(o.call).Round(time.Millisecond), o)
+		say("  %v: %v", o.Took().Round(time.Millisecond), o)
 	}
 	say("%s", strings.Join(r.lines, "\n"))
 	path := filepath.Join(r.dir, "report")

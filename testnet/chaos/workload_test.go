@@ -17,12 +17,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ukai/testnet/history"
 	"ukai/testnet/proc"
 )
 
 const (
 	diskBytes        = 16 << 20
-	diskSectors      = diskBytes / sectorSize
+	diskSectors      = diskBytes / history.SectorBytes
 	workersPerNode   = 2
 	maxSectors       = 16                     // of one operation
 	window           = 96                     // sectors that are used at a time, so that operations meet
@@ -110,7 +111,7 @@ func (f *handFile) close() (err error) {
 // recorder reads and writes one disk through the mounts of several nodes and records all of it. One node is the disk's home at a
 // time; the workers of the others mostly read. The home moves, at times while the old one is down.
 type recorder struct {
-	history
+	history.History
 	disk   uint32
 	name   string
 	nodes  []*proc.Node
@@ -122,7 +123,7 @@ type recorder struct {
 	nextID *atomic.Uint64
 
 	faulty  atomic.Pointer[string] // a sector that is garbage
-	stalled sync.Map               // *operation under way -> struct{}
+	stalled sync.Map               // *history.Op under way -> struct{}
 }
 
 func newRecorder(disk uint32, name string, nodes []*proc.Node, hands []*hand, nextID *atomic.Uint64) *recorder {
@@ -155,14 +156,14 @@ func (r *recorder) sleep(d time.Duration) bool {
 }
 
 // finish ends the workers, and says which operations do not return within a time.
-func (r *recorder) finish(within time.Duration) (hanging []*operation) {
+func (r *recorder) finish(within time.Duration) (hanging []*history.Op) {
 	close(r.stop)
 	done := make(chan struct{})
 	go func() { r.wg.Wait(); close(done) }()
 	select {
 	case <-done:
 	case <-time.After(within):
-		r.stalled.Range(func(op, _ any) bool { hanging = append(hanging, op.(*operation)); return true })
+		r.stalled.Range(func(op, _ any) bool { hanging = append(hanging, op.(*history.Op)); return true })
 	}
 	return hanging
 }
@@ -179,7 +180,7 @@ type worker struct {
 
 func (w *worker) run() {
 	defer w.close()
-	buf := make([]byte, maxSectors*sectorSize)
+	buf := make([]byte, maxSectors*history.SectorBytes)
 	for home := false; ; {
 		rest := rand.N(pause)
 		if home {
@@ -207,7 +208,7 @@ func (w *worker) run() {
 		if w.rng.IntN(2) == 0 {
 			count = 1
 		}
-		if err := w.do(buf[:count*sectorSize], write, w.sector(count)); err != nil {
+		if err := w.do(buf[:count*history.SectorBytes], write, w.sector(count)); err != nil {
 			w.close()
 			if !w.r.sleep(pauseAfterError) {
 				return
@@ -221,7 +222,7 @@ func (w *worker) sector(count int) int64 {
 	generation := int64(time.Since(w.r.begin) / windowFor)
 	first := generation * 1021 * window % (diskSectors - window)
 	if generation%3 == 0 {
-		first = (generation/3+1)*(1<<20)/sectorSize%diskSectors - window/2 // the disk has blocks of 1 MiB
+		first = (generation/3+1)*(1<<20)/history.SectorBytes%diskSectors - window/2 // the disk has blocks of 1 MiB
 	}
 	first = min(max(first, 0), diskSectors-window)
 	return first + w.rng.Int64N(int64(window-count+1))
@@ -229,38 +230,38 @@ func (w *worker) sector(count int) int64 {
 
 // do runs one operation and records it.
 func (w *worker) do(p []byte, write bool, sector int64) error {
-	o := &operation{node: w.r.nodes[w.at].Name, worker: w.number, write: write, sector: sector, count: len(p) / sectorSize}
+	o := &history.Op{Node: w.r.nodes[w.at].Name, Worker: w.number, Sector: sector, Count: len(p) / history.SectorBytes}
 	if write {
 		w.wrote = true
-		o.id = opID(w.r.nextID.Add(1))
-		fill(p, w.r.disk, sector, o.id)
+		o.Kind, o.ID = history.Write, history.ID(w.r.nextID.Add(1))
+		history.Fill(p, w.r.disk, sector, o.ID)
 	}
-	o.call = time.Now()
+	o.Call = time.Now()
 	w.r.stalled.Store(o, nil)
 	if write {
-		o.err = w.file.write(p, sector*sectorSize)
+		o.Err = w.file.write(p, sector*history.SectorBytes)
 	} else {
-		o.err = w.file.read(p, sector*sectorSize)
+		o.Err = w.file.read(p, sector*history.SectorBytes)
 	}
-	o.ret = time.Now()
+	o.Ret = time.Now()
 	w.r.stalled.Delete(o)
 	switch {
-	case errors.Is(o.err, syscall.EBUSY):
-		o.end = refused
-	case o.err != nil:
-		o.end = maybe
+	case errors.Is(o.Err, syscall.EBUSY):
+		o.End = history.Refused
+	case o.Err != nil:
+		o.End = history.Maybe
 	case !write:
-		o.saw = w.r.see(p, sector)
+		o.Saw = w.r.see(p, sector)
 	}
-	w.r.add(o)
-	return o.err
+	w.r.Add(o)
+	return o.Err
 }
 
 // see names the writes that sectors are from.
-func (r *recorder) see(p []byte, sector int64) []opID {
-	ids := make([]opID, len(p)/sectorSize)
+func (r *recorder) see(p []byte, sector int64) []history.ID {
+	ids := make([]history.ID, len(p)/history.SectorBytes)
 	for i := range ids {
-		id, err := saw(p[i*sectorSize:][:sectorSize], r.disk, sector+int64(i))
+		id, err := history.Saw(p[i*history.SectorBytes:][:history.SectorBytes], r.disk, sector+int64(i))
 		if err != nil {
 			text := err.Error()
 			r.faulty.CompareAndSwap(nil, &text)
@@ -284,41 +285,39 @@ func (r *recorder) readAll(n *proc.Node, worker int) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	o := &operation{node: n.Name, worker: worker, count: diskSectors, call: time.Now()}
+	o := &history.Op{Node: n.Name, Worker: worker, Count: diskSectors, Call: time.Now()}
 	all := make([]byte, diskBytes)
 	if _, err := f.ReadAt(all, 0); err != nil {
 		return nil, fmt.Errorf("read %s through %s: %w", r.name, n.Name, err)
 	}
-	o.ret = time.Now()
-	o.saw = r.see(all, 0)
-	r.add(o)
+	o.Ret = time.Now()
+	o.Saw = r.see(all, 0)
+	r.Add(o)
 	return all, nil
 }
 
 // summary counts operations and tells the longest.
-func (r *recorder) summary() (counts map[string]int, longest []*operation) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (r *recorder) summary() (counts map[string]int, longest []*history.Op) {
 	counts = map[string]int{}
-	for _, o := range r.ops {
+	for _, o := range r.Ops() {
 		kind := "reads"
-		if o.write {
+		if o.Kind == history.Write {
 			kind = "writes"
 		}
 		switch {
-		case o.err == nil:
+		case o.Err == nil:
 			counts[kind]++
 		default:
-			if no := syscall.Errno(0); errors.As(o.err, &no) {
+			if no := syscall.Errno(0); errors.As(o.Err, &no) {
 				counts[kind+" failed, "+no.Error()]++
 			} else {
 				counts[kind+" failed"]++
 			}
 		}
-		if o.ret.Sub(o.call) > stallWorthTold {
+		if o.Took() > stallWorthTold {
 			longest = append(longest, o)
 		}
 	}
-	slices.SortFunc(longest, func(a, b *operation) int { return int(b.ret.Sub(b.call) - a.ret.Sub(a.call)) })
+	slices.SortFunc(longest, func(a, b *history.Op) int { return int(b.Took() - a.Took()) })
 	return counts, longest
 }
