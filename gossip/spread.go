@@ -215,6 +215,7 @@ func (m *Mesh) rootMessage() []byte {
 
 // GetBroadcasts gives memberlist what fits into a packet.
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	d.m.shown.Store(true)                              // memberlist's part may say that this start is alive: it answers who suspects the one before
 	msgs := d.m.queue.GetBroadcasts(overhead+1, limit) // memberlist puts a byte of its own before each
 	d.m.count.deltasSent.Add(uint64(len(msgs)))
 	return msgs

@@ -80,6 +80,26 @@ func TestANodeThatMovesIsNoTwinOfItself(t *testing.T) {
 	})
 }
 
+// Peers that suspect the life before tell the node that has come back, which says at once that it is alive: they may know of this start
+// before it has greeted any of them.
+func TestANodeThatComesBackWhileItIsSuspectedIsNoTwinOfItself(t *testing.T) {
+	bubble(t, func(t *testing.T, n *network) {
+		n.set(func() { n.delay = func(netip.AddrPort, netip.AddrPort) time.Duration { return 80 * time.Millisecond } })
+		nodes := five(n)
+		await(t, 10*time.Second, "whole", allSee(nodes, Alive, 4))
+		back := nodes[4]
+		for i := range 40 {
+			back.stop()
+			time.Sleep(3*time.Second + time.Duration(i)*70*time.Millisecond)
+			back.start()
+			time.Sleep(20 * time.Second)
+			if err := back.Quarantined(); err != nil {
+				t.Fatalf("start %d: %v", i, err)
+			}
+		}
+	})
+}
+
 func TestAnotherPublicationUnderOneNumberIsATwins(t *testing.T) {
 	m := bare(t, ukai.NodeID{1})
 	same := func(edit func(*crdt.NodeInfo)) crdt.Delta {
