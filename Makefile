@@ -56,6 +56,10 @@ model: ## explore the real protocol code by random walks; MINUTES=n per package 
 sim: ## simulate whole meshes bit for bit, seed by seed; SEEDS=n (default 20000: also what takes long to be found), FIRST=s
 	SIM_SEEDS=$(or $(SEEDS),20000) SIM_FIRST=$(or $(FIRST),0) $(GO) test -count=1 -timeout 0 -run '^(TestSimulatedMeshesKeepThePromisesOfADisk$(if $(SEEDS),,|TestRulesBrokenInTheSimulatorAreFoundOut))$$' -v ./node/volume
 
+.PHONY: sim-mesh
+sim-mesh: ## break meshes of real nodes in virtual time at random; SEEDS=n campaigns (default 500) from FIRST=s
+	$(GO) test ./testnet/sim -run TestNothingIsLostOrStale -count=1 -v -timeout 0 -seeds $(or $(SEEDS),500) -first $(or $(FIRST),1)
+
 .PHONY: chaos
 chaos: ## break a real mesh at random and check what its users see; MINUTES=n (default 10), SEED=s
 	@.ci/setup test

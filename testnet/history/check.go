@@ -17,6 +17,7 @@ type access struct {
 	kind  Kind
 	id    ID // written or seen
 	lossy bool
+	maybe bool // it may have had no effect
 	node  string
 }
 
@@ -47,7 +48,11 @@ func (c cell) step(a access) []cell {
 		if i, there := slices.BinarySearch(kept, a.id); !there {
 			kept = slices.Insert(slices.Clone(kept), i, a.id)
 		}
-		return []cell{{a.id, kept}}
+		after := []cell{{a.id, kept}}
+		if a.maybe {
+			after = append(after, c)
+		}
+		return after
 	}
 	return []cell{c}
 }
@@ -102,6 +107,12 @@ var volatile = func() porcupine.Model {
 	return m.ToModel()
 }()
 
+// plain says whether nothing may have been lost, and each write that had an effect on a sector that was read can be told from
+// all others: a write of zeros that failed cannot.
+func (h *History) plain() bool {
+	return !h.lossy() && !slices.ContainsFunc(h.ops, func(o *Op) bool { return o.Kind == Write && o.ID == 0 && o.End == Maybe })
+}
+
 // lossy says whether anything may have been lost at all.
 func (h *History) lossy() bool {
 	return slices.ContainsFunc(h.takeovers, func(t Takeover) bool { return t.Lossy })
@@ -131,7 +142,7 @@ func (h *History) sectors() map[int64][]porcupine.Operation {
 		}
 		for i := range o.Count {
 			sector := o.Sector + int64(i)
-			a := access{kind: o.Kind, id: o.ID, node: o.Node}
+			a := access{kind: o.Kind, id: o.ID, node: o.Node, maybe: o.ID == 0 && o.End == Maybe}
 			if o.Kind == Write && o.End != Done && !seen[place{o.ID, sector}] {
 				continue
 			}
@@ -216,7 +227,7 @@ func (h *History) Check(dir string) (v Verdict) {
 		}
 	}
 	model := register
-	if h.lossy() {
+	if !h.plain() {
 		model = volatile
 	}
 	for sector, ops := range h.sectors() {

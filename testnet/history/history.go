@@ -132,6 +132,13 @@ func (h *History) Took(t Takeover) {
 	slices.SortStableFunc(h.takeovers, func(a, b Takeover) int { return a.At.Compare(b.At) })
 }
 
+// Judge lets f say of the takeovers, sorted by time, what they lost.
+func (h *History) Judge(f func([]Takeover)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f(h.takeovers)
+}
+
 // Ops returns the operations in the order in which they returned.
 func (h *History) Ops() []*Op {
 	h.mu.Lock()

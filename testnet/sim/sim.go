@@ -7,9 +7,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,7 +33,8 @@ type Mesh struct {
 	T     testing.TB
 	Net   *memnet.Network
 	Nodes map[string]*Node
-	Order []*Node // in the order they were added
+	Order []*Node      // in the order they were added
+	Log   slog.Handler // of all nodes, with "at" to tell them apart; nil: what UKAI_LOG in the environment says
 	key   wire.MeshKey
 }
 
@@ -44,6 +47,7 @@ type Node struct {
 	Addr       netip.AddrPort
 	Store      *store.Mem
 	Fault      func(store.Op) error // of the node's disk, if set
+	Ahead      atomic.Int64         // ns by which its clock of time since boot has jumped
 	mesh       *Mesh
 	conn       *memnet.Conn
 }
@@ -52,14 +56,26 @@ type Node struct {
 // inside a bubble; when the test ends the mesh is stopped.
 func Start(t testing.TB, seed uint64, specs string) *Mesh {
 	t.Helper()
+	m := New(t, seed)
+	m.AddAll(specs)
+	return m
+}
+
+// New returns a mesh without nodes.
+func New(t testing.TB, seed uint64) *Mesh {
 	m := &Mesh{T: t, Net: memnet.New(seed), Nodes: map[string]*Node{}, key: wire.NewMeshKey()}
 	m.Net.SetDefault(memnet.Link{Delay: 100 * time.Microsecond})
+	return m
+}
+
+// AddAll starts the nodes that specs name and waits until all see each other.
+func (m *Mesh) AddAll(specs string) {
+	m.T.Helper()
 	for _, word := range strings.Fields(specs) {
 		parts := strings.Split(word, ":")
 		m.Add(parts[0], parts[1], len(parts) > 2 && parts[2] == "witness")
 	}
 	m.AwaitWhole()
-	return m
 }
 
 // Stop ends all nodes and waits until nothing of them is left in the bubble.
@@ -102,12 +118,15 @@ func (n *Node) Boot() {
 	}
 	cfg := node.Config{
 		Name: n.Name, Labels: ukai.Labels{"dc": n.DC}, Witness: n.Witness, Keys: []wire.MeshKey{n.mesh.key},
-		Conn: conn, Store: n.Store.Store(), Boottime: func() time.Duration { return time.Duration(time.Now().UnixNano()) },
+		Conn: conn, Store: n.Store.Store(), Boottime: func() time.Duration { return time.Duration(time.Now().UnixNano() + n.Ahead.Load()) },
 	}
 	if first := n.mesh.Order[0]; first != n {
 		cfg.Seeds = []string{first.Addr.String()}
 	}
-	if os.Getenv("UKAI_LOG") != "" {
+	switch {
+	case n.mesh.Log != nil:
+		cfg.Log = slog.New(n.mesh.Log.WithAttrs([]slog.Attr{slog.String("at", n.Name)}))
+	case os.Getenv("UKAI_LOG") != "":
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", n.Name)
 	}
 	n.conn = conn
@@ -128,6 +147,14 @@ func (n *Node) Crash() {
 func (n *Node) PowerCut() {
 	_ = n.conn.Close()
 	n.Store.Crash()
+	_ = n.Kill()
+	n.Node = nil
+}
+
+// PowerCutKeeping is PowerCut where of what was not synced each sector survives or not as r decides.
+func (n *Node) PowerCutKeeping(r *rand.Rand) {
+	_ = n.conn.Close()
+	n.Store.CrashKeeping(r)
 	_ = n.Kill()
 	n.Node = nil
 }
