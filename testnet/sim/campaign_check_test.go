@@ -73,6 +73,9 @@ func (c *campaign) settled(n *node.Node, d admin.Disk) error {
 			return fmt.Errorf("the replica on %s is %s: %s", r.Node, r.Role, r.Why)
 		}
 	}
+	if _, err := n.OpenDisk(d.Name); err != nil {
+		return err
+	}
 	p, err := n.Placement(context.Background(), d.Name)
 	if err == nil && !p.Met && !broken {
 		err = fmt.Errorf("rule %s is not met: %v %s", p.Rule, p.Differences, p.Doing)

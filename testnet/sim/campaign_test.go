@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -76,6 +77,7 @@ type campaign struct {
 	cuts    []powerCut
 	removed sync.Map // ukai.ReplicaID -> time.Time
 	records map[string]string
+	stacks  []byte // of all goroutines, when programs did not end
 	broken  string // the machine on which a replica's medium failed; such a replica stays out until it is removed
 	dropped bool   // it has had the time to be dropped
 }
@@ -254,6 +256,8 @@ func (c *campaign) returned() bool {
 		return true
 	case <-time.After(awaitReturn):
 	}
+	c.stacks = make([]byte, 16<<20)
+	c.stacks = c.stacks[:runtime.Stack(c.stacks, true)]
 	c.fail("programs have not ended %v after all was healed", awaitReturn)
 	select {
 	case <-done:
@@ -290,8 +294,10 @@ func (c *campaign) keep(dir string) {
 	c.journal.mu.Lock()
 	text := c.journal.text.String()
 	c.journal.mu.Unlock()
-	if err := os.WriteFile(filepath.Join(dir, "log"), []byte(text), 0o600); err != nil {
-		c.t.Error(err)
+	for name, data := range map[string][]byte{"log": []byte(text), "goroutines": c.stacks} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			c.t.Error(err)
+		}
 	}
 	c.t.Logf("histories and the log of all nodes are in %s; the same mesh, workload and faults again: make sim-mesh FIRST=%d SEEDS=1", dir, c.seed)
 }
