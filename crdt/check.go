@@ -12,7 +12,7 @@ import (
 // gossip carries. Errors match ukai.ErrInvalid.
 func (r *Record) Check() error {
 	for _, part := range []func() error{
-		r.checkIdentity, r.checkLineage, r.checkArbiters, r.checkHolder, r.checkGroups, r.checkRuns, r.checkLayers, r.checkPins,
+		r.checkIdentity, r.checkLineage, r.checkArbiters, r.checkHolder, r.checkGroups, r.checkAhead, r.checkRuns, r.checkLayers, r.checkPins,
 	} {
 		if err := part(); err != nil {
 			return fmt.Errorf("record of disk %v: %w", r.Disk, err)
@@ -165,6 +165,13 @@ func (r *Record) checkGroup(g *Group) error {
 	}
 	if inSync == 0 && r.Phase != PhaseDeleted {
 		return invalid("%d members", len(g.Members), "at least one must be in sync")
+	}
+	return nil
+}
+
+func (r *Record) checkAhead() error {
+	if r.Ahead != 0 && !r.InSyncAnywhere(r.Ahead) {
+		return invalid("replica %v", r.Ahead, "only one that is in sync can be ahead of the others")
 	}
 	return nil
 }

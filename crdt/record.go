@@ -41,6 +41,9 @@ type Record struct {
 	Preferred ukai.NodeID   `cbor:"19,keyasint,omitzero" json:"preferred,omitzero"` // the arbiter that decides, with PreferredNode
 	Ack       Ack           `cbor:"20,keyasint" json:"ack"`
 	Pins      []ukai.DiskID `cbor:"21,keyasint,omitempty" json:"pins,omitempty"` // sorted
+	// Ahead is the in-sync replica that may have writes which its guest was told of and other in-sync replicas lack: that on the
+	// holder's own node, with AckLocal. A takeover copies from it. 0: none may.
+	Ahead ukai.ReplicaID `cbor:"22,keyasint,omitempty" json:"ahead,omitempty"`
 }
 
 // Fork is one forced takeover: the new lineage's id and the record of the old one it left from.
@@ -124,5 +127,5 @@ type Ack uint8
 // Acknowledgement modes.
 const (
 	AckAll   Ack = iota // when every in-sync replica has it
-	AckLocal            // when the in-sync replica on the holder's own node has it
+	AckLocal            // when the in-sync replica on the holder's own node has it; a flush waits for all
 )

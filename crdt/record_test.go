@@ -90,6 +90,7 @@ func TestLargestRecordFits(t *testing.T) {
 	for i := range MaxForks {
 		r.Lineage = append(r.Lineage, Fork{ID: ukai.Nonce{byte(i + 1)}, Instance: math.MaxUint32 - 1, Version: math.MaxUint64 - MaxForks + uint64(i)})
 	}
+	r.Ahead = r.Groups[0].Members[0].Replica
 	for i := range MaxPins {
 		r.Pins = append(r.Pins, diskID(i+2))
 	}
@@ -165,6 +166,8 @@ func TestCheckFindsEachFault(t *testing.T) {
 		{"replica on two nodes", "group 0", func(r *Record) {
 			r.Groups = append(r.Groups, Group{ID: 1, Members: []Member{{Replica: r.Groups[0].Members[0].Replica, Node: nodeID(7)}}})
 		}},
+		{"ahead, but out", "only one that is in sync", func(r *Record) { r.Ahead = r.Groups[0].Members[0].Replica; r.Groups[0].Members[0].Role = Out }},
+		{"ahead, but no replica", "only one that is in sync", func(r *Record) { r.Ahead = 999 }},
 		{"no runs", "0 runs", func(r *Record) { r.Runs = nil }},
 		{"empty run", "run 1 of 0", func(r *Record) { r.Runs = append(r.Runs, Run{}) }},
 		{"runs too short", "cover", func(r *Record) { r.Runs[0].Count-- }},

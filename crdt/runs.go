@@ -67,6 +67,11 @@ func (r *Record) InSync(group uint8) []Member {
 	return nil
 }
 
+// InSyncAnywhere says whether a replica is in sync in some group.
+func (r *Record) InSyncAnywhere(replica ukai.ReplicaID) bool {
+	return slices.ContainsFunc(r.Groups, func(g Group) bool { m := g.Member(replica); return m != nil && m.Role == InSync })
+}
+
 // NodeOf returns the node of a replica, whichever groups it serves.
 func (r *Record) NodeOf(replica ukai.ReplicaID) (ukai.NodeID, bool) {
 	for i := range r.Groups {

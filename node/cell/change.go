@@ -38,9 +38,13 @@ func reject(c Change, format string, args ...any) error {
 	return fmt.Errorf("%v: %w: %w", c, ukai.ErrRejected, fmt.Errorf(format, args...))
 }
 
-// finish makes rec the next version and checks it.
+// finish makes rec the next version and checks it. A replica that is in sync no more is not ahead of any that is: its
+// holder has seen to that before.
 func finish(c Change, rec crdt.Record) (crdt.Record, error) {
 	rec.Version++
+	if !rec.InSyncAnywhere(rec.Ahead) {
+		rec.Ahead = 0
+	}
 	if _, err := rec.Encode(); err != nil {
 		return crdt.Record{}, reject(c, "%w", err)
 	}
@@ -100,8 +104,8 @@ func (Identity) Done(crdt.Record) bool { return true }
 
 func (Identity) String() string { return "read" }
 
-// Claim makes a node the holder of a new epoch. The in-sync sets stay as they are; until Activate the holder serves
-// nothing. From its commit on the holder before can change no set.
+// Claim makes a node the holder of a new epoch. The in-sync sets stay as they are, and so does the replica that may be ahead;
+// until Activate the holder serves nothing. From its commit on the holder before can change no set.
 type Claim struct {
 	Node  ukai.NodeID
 	Nonce ukai.Nonce // fresh for each claim
@@ -147,6 +151,7 @@ type Activate struct {
 	Nonce   ukai.Nonce
 	Version uint64
 	InSync  []ukai.ReplicaID // a non-empty part of each group's in-sync members
+	Ahead   ukai.ReplicaID   // that of InSync which the holder will let be ahead of the others, 0 if none
 }
 
 // Apply implements Change.
@@ -164,9 +169,12 @@ func (c Activate) Apply(rec crdt.Record) (crdt.Record, error) {
 		return rec, err
 	}
 	for _, id := range c.InSync {
-		if !slices.ContainsFunc(rec.Groups, func(g crdt.Group) bool { m := g.Member(id); return m != nil && m.Role == crdt.InSync }) {
+		if !rec.InSyncAnywhere(id) {
 			return rec, reject(c, "replica %v is not in sync in any group", id)
 		}
+	}
+	if c.Ahead != 0 && !slices.Contains(c.InSync, c.Ahead) {
+		return rec, reject(c, "replica %v is to be ahead and would not be in sync", c.Ahead)
 	}
 	for i := range rec.Groups {
 		g := &rec.Groups[i]
@@ -189,11 +197,12 @@ func (c Activate) Apply(rec crdt.Record) (crdt.Record, error) {
 			g.Generation++
 		}
 	}
-	rec.Phase, rec.Clean = crdt.PhaseActive, false
+	rec.Phase, rec.Clean, rec.Ahead = crdt.PhaseActive, false, c.Ahead
 	return finish(c, rec)
 }
 
-// Done implements Change: the epoch is active with exactly these members in sync.
+// Done implements Change: the epoch is active with exactly these members in sync. Which one is ahead only this holder
+// changes.
 func (c Activate) Done(rec crdt.Record) bool {
 	if rec.Epoch != c.Epoch || rec.Nonce != c.Nonce || rec.Phase != crdt.PhaseActive && rec.Phase != crdt.PhaseReleased {
 		return false
@@ -232,7 +241,7 @@ func (c Release) Apply(rec crdt.Record) (crdt.Record, error) {
 	if err := wantPhase(c, &rec, crdt.PhaseActive); err != nil {
 		return rec, err
 	}
-	rec.Phase = crdt.PhaseReleased
+	rec.Phase, rec.Ahead = crdt.PhaseReleased, 0
 	return finish(c, rec)
 }
 

@@ -210,6 +210,33 @@ func (c Grow) Done(rec crdt.Record) bool {
 
 func (c Grow) String() string { return fmt.Sprintf("grow by replica %v", c.Replica) }
 
+// Lead names the in-sync replica that the holder lets be ahead of the others from the commit on, or none. Of the one named
+// before, all others have everything when this is proposed.
+type Lead struct {
+	Epoch   ukai.Epoch
+	Version uint64
+	Replica ukai.ReplicaID // 0: none
+}
+
+// Apply implements Change.
+func (c Lead) Apply(rec crdt.Record) (crdt.Record, error) {
+	if err := wantHolding(c, &rec, c.Epoch, c.Version); err != nil {
+		return rec, err
+	}
+	if c.Replica != 0 && !rec.InSyncAnywhere(c.Replica) {
+		return rec, reject(c, "it is not in sync in any group")
+	}
+	rec.Ahead = c.Replica
+	return finish(c, rec)
+}
+
+// Done implements Change.
+func (c Lead) Done(rec crdt.Record) bool {
+	return rec.Epoch == c.Epoch && rec.Phase == crdt.PhaseActive && rec.Ahead == c.Replica
+}
+
+func (c Lead) String() string { return fmt.Sprintf("let replica %v be ahead", c.Replica) }
+
 // Retire removes a replica that is not in sync from the record, for good.
 type Retire struct {
 	Epoch   ukai.Epoch

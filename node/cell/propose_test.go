@@ -70,6 +70,45 @@ func TestADiskIsCreatedClaimedUsedAndReleased(t *testing.T) {
 	})
 }
 
+func TestReplicaThatMayBeAheadIsKnownUntilNothingIsMissingElsewhere(t *testing.T) {
+	const ahead = ukai.ReplicaID(1)
+	both := []ukai.ReplicaID{1, 2}
+	rec := firstRecord(1, 2, 3)
+	do := func(c Change, want ukai.ReplicaID) {
+		t.Helper()
+		next, err := apply(c, &rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next.Ahead != want || !c.Done(next) {
+			t.Fatalf("%v: replica %v is ahead, want %v; done=%v", c, next.Ahead, want, c.Done(next))
+		}
+		rec = next
+	}
+	refused := func(c Change) {
+		t.Helper()
+		if next, err := apply(c, &rec); !errors.Is(err, ukai.ErrRejected) {
+			t.Fatalf("%v: %v, %+v", c, err, next)
+		}
+	}
+	do(claim(1, 7, 0), 0)
+	refused(Activate{Epoch: 1, Nonce: ukai.Nonce{7}, Version: rec.Version, InSync: both[1:], Ahead: ahead})
+	do(Activate{Epoch: 1, Nonce: ukai.Nonce{7}, Version: rec.Version, InSync: both, Ahead: ahead}, ahead)
+	do(Shrink{Epoch: 1, Version: rec.Version, Replica: 2}, ahead)
+	refused(Lead{Epoch: 1, Version: rec.Version, Replica: 2})
+	refused(Lead{Epoch: 1, Version: rec.Version - 1})
+	do(Join{Epoch: 1, Version: rec.Version, Replica: 2, Node: node(2)}, ahead)
+	do(Grow{Epoch: 1, Version: rec.Version, Replica: 2}, ahead)
+	do(claim(2, 8, 1), ahead)
+	do(claim(3, 9, 2), ahead)
+	do(Activate{Epoch: 3, Nonce: ukai.Nonce{9}, Version: rec.Version, InSync: both}, 0)
+	do(Lead{Epoch: 3, Version: rec.Version, Replica: 2}, 2)
+	do(Shrink{Epoch: 3, Version: rec.Version, Replica: 2}, 0)
+	do(Lead{Epoch: 3, Version: rec.Version, Replica: 1}, 1)
+	do(Release{Epoch: 3, Nonce: ukai.Nonce{9}}, 0)
+	refused(Lead{Epoch: 3, Version: rec.Version, Replica: 1})
+}
+
 // A clock-like counter makes the first round of each change succeed: one PREPARE and one ACCEPT per arbiter, and a read
 // of a settled record costs PREPARE only.
 func TestRoundTrips(t *testing.T) {
