@@ -295,7 +295,7 @@ func (h *holding) recover(ctx context.Context, dead ukai.NodeID, fenced bool) er
 			return fmt.Errorf("waiting for the lease of the holder before: %w", context.Cause(ctx))
 		}
 	}
-	activate := cell.Activate{Epoch: h.epoch, Nonce: h.nonce, Version: rec.Version, InSync: t.replicas()}
+	activate := cell.Activate{Epoch: h.epoch, Nonce: h.nonce, Version: rec.Version, InSync: t.replicas(), Ahead: t.ahead()}
 	active, err := h.d.settled(ctx, activate)
 	switch {
 	case errors.Is(err, ukai.ErrRejected):
@@ -306,6 +306,10 @@ func (h *holding) recover(ctx context.Context, dead ukai.NodeID, fenced bool) er
 	h.mu.Lock()
 	h.sets.resolve(active)
 	h.mu.Unlock()
+	if why := t.loses(); why != "" {
+		h.host.cfg.Log.Warn("writes that were acknowledged and not flushed may be lost", "disk", h.d.Name(), "epoch", h.epoch, "why", why)
+		h.tell(Event{Kind: Lossy, Why: why})
+	}
 	return nil
 }
 

@@ -56,8 +56,8 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 	f.mu.Lock()
 	off, end := f.state.blockOff(i), min(f.state.blockOff(i)+f.state.blockSize, f.state.size)
 	f.mu.Unlock()
-	// Writes that were let in before the comparison began have ended when this lock is granted. It is shared: reads go on.
-	c := &claim{index: i, off: off, end: end}
+	// Writes that were let in before the comparison began are on all replicas when this lock is granted. Reads go on.
+	c := &claim{index: i, off: off, end: end, settled: true}
 	if err := f.h.locks.lock(ctx, c); err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (f *following) fromSource(ctx context.Context, i ukai.Index, get func(src *
 	for {
 		v := f.h.view.Load()
 		group, _ := v.layout.groupAt(i)
-		src, l, _ := v.group(group).choose(tried)
+		src, l, _ := v.group(group).choose(tried, false)
 		if src == nil {
 			return fmt.Errorf("no source for block %d: %w", i, last)
 		}

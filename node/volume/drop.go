@@ -26,6 +26,16 @@ func (d *Disk) Drop(ctx context.Context, group uint8, replica ukai.ReplicaID) er
 
 // retire shrinks by a replica and retires it.
 func (h *holding) retire(ctx context.Context, group uint8, replica ukai.ReplicaID) error {
+	h.mu.Lock()
+	member := h.members[replica]
+	h.mu.Unlock()
+	if member != nil && member.local != nil { // it may be the one that is ahead
+		open, err := h.closeWindow(ctx)
+		if err != nil {
+			return err
+		}
+		defer open()
+	}
 	select {
 	case h.reconfiguring <- struct{}{}:
 	case <-h.ctx.Done():

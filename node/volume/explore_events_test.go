@@ -163,10 +163,7 @@ func (x *explorer) arbiters(w *xWorld, h int, emit xEmit) {
 			n.rec = next
 			if c.op == xOpActivate {
 				n.activated(c.lossy || c.lost && w.risk)
-				n.risk, n.acker = false, 0
-				if x.s.ackLocal && c.in&xBit(h) != 0 {
-					n.acker = uint8(h) + 1
-				}
+				n.risk = false
 			}
 			if y.asked {
 				n.host[h].reply = next
@@ -206,7 +203,8 @@ func (x *explorer) learn(w *xWorld, h int, number uint16) {
 		*y = xHost{mode: xClaimed, epoch: y.epoch, known: number}
 	case xClaimed:
 		c := x.change(h, y, xOpActivate)
-		c.in = x.verdict(y.seals()).set
+		v := x.verdict(y.seals())
+		c.in, c.ahead = v.set, v.ahead
 		if !c.real().Done(*rec) {
 			*y = xHost{}
 			return

@@ -27,6 +27,14 @@ func (x *explorer) membership(w *xWorld, h int, emit xEmit) {
 	y := &w.host[h]
 	s := x.sets(y)
 	quiet := w.change[h].op == 0 && !y.asked && y.proposed == 0 // reconfiguring, and nothing in doubt
+	if own := uint8(h) + 1; quiet && x.s.ackLocal && s.read&xBit(h) != 0 && uint8(x.records[y.known].Ahead) != own {
+		n := *w
+		c := x.change(h, y, xOpLead)
+		c.replica = uint8(h)
+		n.host[h].proposed = x.apply(c, y.known)
+		x.propose(&n, h, c)
+		emit(n, "host %d lets replica %d be ahead", h+1, h+1)
+	}
 	in, syncing := x.role(y.known, crdt.InSync), x.role(y.known, crdt.Syncing)
 	for r := range x.s.replicas {
 		b := xBit(r)

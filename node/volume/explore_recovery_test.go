@@ -138,7 +138,7 @@ func (x *explorer) recovery(w *xWorld, h int, emit xEmit) {
 		}
 	}
 	c := x.change(h, y, xOpActivate)
-	c.in, c.lossy, c.lost = v.set, y.lossy, y.lost
+	c.in, c.ahead, c.lossy, c.lost = v.set, v.ahead, y.lossy, y.lost
 	x.propose(&n, h, c)
 	emit(n, "host %d activates with %03b", h+1, v.set)
 }
@@ -151,15 +151,6 @@ func (x *explorer) answered(z *xHost, w *xWorld, r int) {
 	}
 }
 
-// preferred is the replica to be the authority, if it is clean: the one on the holder's own node, and with ack=local the
-// one on the node of the holder before, for it may be ahead of the others.
-func (x *explorer) preferred(w *xWorld, h int) uint8 {
-	if x.s.ackLocal && w.acker != 0 && x.s.mutation != "localprefer" {
-		return w.acker
-	}
-	return uint8(h) + 1
-}
-
 // freeze fixes the set, chooses the authority and lists what may differ.
 func (x *explorer) freeze(w *xWorld, h int, v xVerdict, emit xEmit) {
 	if !v.ready {
@@ -167,7 +158,7 @@ func (x *explorer) freeze(w *xWorld, h int, v xVerdict, emit xEmit) {
 	}
 	var chosen uint8
 	for prefer := range uint8(x.s.replicas + 1) {
-		if x.s.local && prefer != x.preferred(w, h) {
+		if x.s.local && prefer != uint8(h)+1 {
 			continue
 		}
 		n := *w
@@ -189,9 +180,12 @@ func (x *explorer) freeze(w *xWorld, h int, v xVerdict, emit xEmit) {
 		if v.lossy != y.lossy && x.s.mutation == "" {
 			x.problem = fmt.Sprintf("a takeover says lossy=%v", v.lossy)
 		}
-		if at := int(w.acker) - 1; at >= 0 {
+		if at := int(x.records[y.known].Ahead) - 1; at >= 0 {
 			// The machine that was ahead cannot be reached or has lost power: only then may what it alone had be gone.
 			y.lost = v.members&xBit(at) != 0 && (v.set&xBit(at) == 0 || w.replica[at].unclean)
+		}
+		if v.abandons != y.lost && x.s.mutation == "" {
+			x.problem = fmt.Sprintf("a takeover says abandons=%v", v.abandons)
 		}
 		if v.recovers && x.s.mutation != "norecover" {
 			var list []suspect

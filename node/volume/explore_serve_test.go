@@ -63,15 +63,18 @@ func (x *explorer) guest(w *xWorld, h int, emit xEmit) {
 }
 
 // acksLocally says whether the guest may be answered though only the replica on its own node has the write: that is what
-// ack=local adds. The replica must certainly be in sync, and the lease must hold, for a successor that could not seal
-// this node's replica has waited for the lease only.
+// ack=local adds: holding.goAhead. The replica must certainly be in sync and be named in the record, and the lease must hold,
+// for a successor that could not seal this node's replica has waited for the lease only.
 func (x *explorer) acksLocally(w *xWorld, h int, s xSets) bool {
 	y := &w.host[h]
-	certain := s.read
-	if x.s.mutation == "localindoubt" {
-		certain = s.ack
+	ahead := s.ahead == uint8(h)+1
+	switch x.s.mutation {
+	case "localindoubt":
+		ahead = s.ack&xBit(h) != 0
+	case "localunnamed":
+		ahead = s.read&xBit(h) != 0
 	}
-	return x.s.ackLocal && y.value != 0 && !y.told && y.acks&certain&xBit(h) != 0 && (x.leaseHolds(w, h) || x.s.mutation == "localnolease")
+	return x.s.ackLocal && y.value != 0 && !y.told && ahead && y.acks&xBit(h) != 0 && (x.leaseHolds(w, h) || x.s.mutation == "localnolease")
 }
 
 // complete says whether a write may be acknowledged: mutation.complete and resend.
@@ -102,7 +105,7 @@ func (x *explorer) reads(w *xWorld, h int, s xSets, emit xEmit) {
 	if x.s.mutation == "readunion" {
 		readable = s.ack
 	}
-	if y.told && x.s.mutation != "localreadany" {
+	if y.behind() && x.s.mutation != "localreadany" {
 		readable &= xBit(h) // the others may not have what the guest was told of
 	}
 	if y.reading != 0 {

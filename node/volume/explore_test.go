@@ -161,6 +161,7 @@ var (
 	}
 	xMedium = []scenario{
 		{name: "ack=local", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{crashes: 1, ticks: 1}},
+		{name: "ack=local, join", replicas: 2, inSync: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{crashes: 1, joins: 1}},
 		{name: "ack=local, shrink", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{shrinks: 1, ticks: 1}},
 		{name: "ack=local, restarts", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{restarts: 1, reconnects: 1, crashes: 1}},
 		{name: "lease and shrink", replicas: 2, epochs: 2, writes: 1, max: xBudget{ticks: 1, shrinks: 1}},
@@ -246,6 +247,7 @@ var xBroken = []scenario{
 	{mutation: "localprefer", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{crashes: 1}},
 	{mutation: "localnolease", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{ticks: 1}},
 	{mutation: "localindoubt", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{shrinks: 1, ticks: 1}},
+	{mutation: "localunnamed", replicas: 2, inSync: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{crashes: 1, joins: 1}},
 	{mutation: "localreadany", replicas: 2, local: true, ackLocal: true, epochs: 1, writes: 1},
 	{mutation: "localnodrain", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1, ticks: 1}},
 	{mutation: "localshrink", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{shrinks: 1}},

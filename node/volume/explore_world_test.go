@@ -104,9 +104,10 @@ type xChange struct {
 	version uint8
 	replica uint8
 	in      uint8
+	ahead   uint8 // 1 + replica
 	seen    uint16
 	lossy   bool
-	lost    bool // what only the acker had
+	lost    bool // what only the replica that was ahead had
 }
 
 type xOp uint8
@@ -119,6 +120,7 @@ const (
 	xOpJoin
 	xOpGrow
 	xOpRelease
+	xOpLead
 )
 
 // xWorld is one state. It is compared and hashed whole.
@@ -130,8 +132,7 @@ type xWorld struct {
 	net     [xMessages]xMessage
 	tick    uint8 // times that every older lease has run out
 	writes  uint8
-	acker   uint8 // 1 + replica on the node of the last holder that served; with ack=local it may be ahead of the others
-	risk    bool  // it is: the guest knows of a write that others lack
+	risk    bool  // with ack=local: the guest knows of a write that only the replica named in the record has
 	since   uint8 // values that may be current after a power loss
 	monitor xMonitor
 	used    xBudget
@@ -205,6 +206,9 @@ func (x *explorer) start() xWorld {
 	}
 	rec.Groups[0].Members = members
 	rec.MinSync = 1
+	if x.s.ackLocal {
+		rec.Ack = crdt.AckLocal
+	}
 	w := xWorld{rec: x.intern(&rec), since: 1}
 	w.monitor.add(xMay(0, 0, 0))
 	return w
@@ -241,13 +245,15 @@ func (c xChange) real() cell.Change {
 				in = append(in, xID(r))
 			}
 		}
-		return cell.Activate{Epoch: epoch, Nonce: nonce, Version: version, InSync: in}
+		return cell.Activate{Epoch: epoch, Nonce: nonce, Version: version, InSync: in, Ahead: ukai.ReplicaID(c.ahead)}
 	case xOpShrink:
 		return cell.Shrink{Epoch: epoch, Version: version, Replica: xID(int(c.replica))}
 	case xOpJoin:
 		return cell.Join{Epoch: epoch, Version: version, Replica: xID(int(c.replica)), Node: ukai.NodeID{c.replica + 1}}
 	case xOpGrow:
 		return cell.Grow{Epoch: epoch, Version: version, Replica: xID(int(c.replica))}
+	case xOpLead:
+		return cell.Lead{Epoch: epoch, Version: version, Replica: xID(int(c.replica))}
 	}
 	return cell.Release{Epoch: epoch, Nonce: nonce}
 }
@@ -303,6 +309,7 @@ func (x *explorer) deposed(w *xWorld, epoch uint8) bool {
 
 type xSets struct {
 	ack, read, lease uint8
+	ahead            uint8 // 1 + replica
 	suspended        bool
 }
 
@@ -319,7 +326,7 @@ func (x *explorer) sets(y *xHost) xSets {
 	if p.inDoubt() != (y.proposed != 0) {
 		x.problem = "inDoubt is wrong"
 	}
-	s := xSets{ack: xMembers(p.ackSet(0)), read: xMembers(p.readSet(0)), lease: xMembers(p.leaseSet())}
+	s := xSets{ack: xMembers(p.ackSet(0)), read: xMembers(p.readSet(0)), lease: xMembers(p.leaseSet()), ahead: uint8(p.ahead(0))}
 	_, _, s.suspended = p.suspendedGroup()
 	x.setsOf[key] = s
 	return s
@@ -348,7 +355,9 @@ type xVerdict struct {
 	authority       int
 	watermark       uint8
 	recovers, lossy bool
-	clean           bool // the epoch before was released
+	abandons        bool
+	ahead           uint8 // 1 + replica
+	clean           bool  // the epoch before was released
 	wait            time.Duration
 }
 
@@ -361,7 +370,11 @@ const xTick = leaseWait
 
 // takeover rebuilds the real takeover.
 func (x *explorer) takeover(s xSeals) *takeover {
-	t := newTakeover(*x.records[s.rec], ukai.ReplicaID(s.prefer))
+	rec := *x.records[s.rec]
+	if x.s.mutation == "localprefer" {
+		rec.Ahead = 0 // the record does not tell which one to copy from
+	}
+	t := newTakeover(rec, ukai.ReplicaID(s.prefer))
 	for _, m := range t.members() {
 		if r := int(m.Replica) - 1; s.sealed&xBit(r) != 0 {
 			x.onSealed(t, s, r)
@@ -392,7 +405,7 @@ func (x *explorer) verdict(s xSeals) xVerdict {
 	}
 	v.set, v.watermark = xMask(t.replicas()), xPacked(t.watermark(0))
 	v.recovers, v.lossy, v.clean = t.recovers(0), t.lossy(0), t.rec.Clean
-	v.wait = t.leaseEnds(false)
+	v.wait, v.abandons, v.ahead = t.leaseEnds(false), t.abandons(0), uint8(t.ahead())
 	x.verdicts[s] = v
 	return v
 }
@@ -449,15 +462,23 @@ func (x *explorer) leaseHolds(w *xWorld, h int) bool {
 // claims returns the block's range locks, as held now.
 func (y *xHost) claims() *rangeQueue {
 	q := new(rangeQueue)
-	if y.told {
-		q.add(&claim{end: 1}) // no writes, but reads
-	} else if y.value != 0 || y.copying != 0 {
-		q.add(&claim{end: 1, exclusive: true})
+	if y.value != 0 || y.copying != 0 {
+		c := &claim{end: 1, exclusive: true}
+		q.add(c)
+		if y.told {
+			q.downgrade(c, nil)
+		}
 	}
 	if y.reading != 0 {
 		q.add(&claim{end: 1})
 	}
 	return q
+}
+
+// behind says whether a read that is let in now must go to the replica that is ahead.
+func (y *xHost) behind() bool {
+	c := &claim{end: 1}
+	return y.claims().add(c) && c.behind.Load() > 0
 }
 
 // free says whether the range lock would be granted at once. Waiting for it is the same as coming later.

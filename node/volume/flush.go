@@ -16,7 +16,10 @@ func (h *holding) flush(ctx context.Context) error {
 	}
 	h.flushing.Add(1)
 	h.dirty.Store(false)
-	err := h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
+	err := h.drain(ctx)
+	if err == nil {
+		err = h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
+	}
 	if err != nil {
 		h.dirty.Store(true) // before flushing, or adopt could see neither
 	}

@@ -39,6 +39,7 @@ type holding struct {
 	used  atomic.Bool // since the last tick
 	wrote atomic.Bool // since the last tick
 
+	leading       atomic.Bool   // the replica that may be ahead is being named
 	reconfiguring chan struct{} // lock of 1 around changes of the quorum record
 	checking      chan struct{} // lock of 1 around checkpoints
 
@@ -55,6 +56,7 @@ type holding struct {
 	settling bool            // somebody finds out what became of a change in doubt
 	obstacle error           // why a failed replica can be neither mended nor dropped
 	changed  chan struct{}   // closed and replaced at each change that somebody may wait for
+	window   window          // with ack=local
 
 	// Replicas that are out are brought back by reconcile, one at a time.
 	following   *following      // the one that is being brought up to date, nil if there is none
@@ -76,6 +78,7 @@ type view struct {
 	watched   []*member // all, and the one that is being brought up to date
 	onLoss    crdt.OnLoss
 	suspended error // why writes wait though all replicas answer
+	misled    bool  // the record names another replica as ahead than this node would
 }
 
 type groupView struct {
@@ -83,6 +86,7 @@ type groupView struct {
 	ack, read []*member
 	possible  int        // of ack, those that may be in sync; they come first
 	follow    *following // of a replica of this group, nil if there is none
+	ahead     *member    // that has a write when its guest is answered, nil if all must have it
 }
 
 func (v *view) group(id uint8) *groupView {
@@ -151,6 +155,13 @@ func (h *holding) rebuild() {
 	if !slices.ContainsFunc(v.all, func(m *member) bool { return m.link.Load() == nil }) {
 		h.obstacle = nil
 	}
+	for i := range v.groups {
+		g := &v.groups[i]
+		if m := h.members[h.sets.ahead(g.id)]; m != nil && m.local != nil && v.suspended == nil && h.obstacle == nil {
+			g.ahead = m
+		}
+	}
+	v.misled = !h.sets.inDoubt() && rec.Ahead != leader(rec, h.host.cfg.Node)
 	h.view.Store(v)
 	h.renewLease()
 	h.broadcast()
@@ -211,18 +222,18 @@ func (h *holding) renewLease() {
 
 // leaseHolds says whether the lease holds now. It ends the holding if the replica on this node has been sealed for
 // another epoch.
-func (h *holding) leaseHolds(v *view) bool {
+func (h *holding) leaseHolds(v *view, now time.Duration) bool {
 	for _, m := range v.all {
 		if m.local == nil {
 			continue
 		}
-		if now := m.local.admitted.Load().epoch; now > h.epoch {
-			h.fenced(now)
+		if epoch := m.local.admitted.Load().epoch; epoch > h.epoch {
+			h.fenced(epoch)
 			return false
 		}
 	}
 	until := time.Duration(h.leaseUntil.Load())
-	return until == never || h.host.cfg.Clock() < until
+	return until == never || now < until
 }
 
 // goLocked runs f in a goroutine that the end of the holding waits for. The caller holds h.mu.
@@ -242,6 +253,9 @@ func (h *holding) end(err error) {
 	if !h.over.CompareAndSwap(nil, &err) {
 		return
 	}
+	h.mu.Lock()
+	unfinished := h.window.bytes // nothing is admitted any more, and what is there goes with ctx
+	h.mu.Unlock()
 	h.cancel()
 	h.mu.Lock()
 	h.broadcast()
@@ -249,6 +263,10 @@ func (h *holding) end(err error) {
 	h.mu.Unlock()
 	if serving {
 		h.host.cfg.Log.Warn("stopped serving", "disk", h.d.Name(), "why", err)
+	}
+	if unfinished > 0 {
+		h.host.cfg.Log.Warn("writes were acknowledged that not all replicas have", "disk", h.d.Name(), "bytes", unfinished)
+		h.tell(Event{Kind: Unfinished, Bytes: unfinished, Why: err.Error()})
 	}
 }
 
@@ -291,6 +309,9 @@ func (h *holding) tick() {
 				h.host.cfg.Log.Warn("checkpoint", "disk", h.d.Name(), "err", err)
 			}
 		})
+	}
+	if v.misled && h.serving && h.leading.CompareAndSwap(false, true) {
+		h.goLocked(h.lead)
 	}
 	h.mu.Unlock()
 	h.idle()

@@ -76,6 +76,17 @@ func (m *member) reconnect() bool {
 // drop asks the arbiters to take the replica out of the in-sync set. It says whether that, or the replica's place in the
 // set, has changed so that mend should look again at once.
 func (h *holding) drop(m *member) bool {
+	if m.local != nil {
+		// Others must have what it alone has before it leaves them.
+		ctx, cancel := context.WithTimeoutCause(h.ctx, reconnectFor, fmt.Errorf("others lack writes that it has: %w", ukai.ErrTimeout))
+		defer cancel()
+		open, err := h.closeWindow(ctx)
+		if err != nil {
+			h.obstructed(m, err)
+			return false
+		}
+		defer open()
+	}
 	select {
 	case h.reconfiguring <- struct{}{}:
 	case <-h.ctx.Done():
@@ -242,7 +253,11 @@ func (h *holding) obstructed(m *member, why error) {
 	if h.obstacle == nil {
 		h.host.cfg.Log.Warn("writes wait", "disk", h.d.Name(), "replica", m.Replica, "failure", m.failure, "why", why)
 	}
+	fresh := h.obstacle == nil
 	h.obstacle = fmt.Errorf("%w; %w", m.failure, why)
+	if fresh {
+		h.rebuild() // no guest is answered early any more
+	}
 }
 
 // adopt goes on with the only in-sync replica after its machine restarted: only if no acknowledged write can have been
@@ -265,7 +280,7 @@ func (h *holding) adopt(m *member) bool {
 	}
 	h.mu.Lock()
 	h.obstacle = nil
-	h.broadcast()
+	h.rebuild()
 	h.mu.Unlock()
 	return true
 }

@@ -60,11 +60,24 @@ func (n *naiveRanges) held(c *claim) bool {
 		if e == c {
 			return true
 		}
-		if e.off < c.end && c.off < e.end && (e.exclusive || c.exclusive) {
+		if e.off < c.end && c.off < e.end && (e.exclusive || c.exclusive || e.downgraded && c.settled) {
 			return false
 		}
 	}
 	panic("unknown claim")
+}
+
+// behind counts the downgraded claims before c in its range.
+func (n *naiveRanges) behind(c *claim) (count int32) {
+	for _, e := range n.order {
+		if e == c {
+			break
+		}
+		if e.downgraded && e.off < c.end && c.off < e.end {
+			count++
+		}
+	}
+	return count
 }
 
 func TestRangeQueueGrantsInOrderOfArrival(t *testing.T) {
@@ -76,10 +89,28 @@ func TestRangeQueueGrantsInOrderOfArrival(t *testing.T) {
 			"add": func(t *rapid.T) {
 				off := rapid.Int64Range(0, 9).Draw(t, "off")
 				c := &claim{off: off, end: off + rapid.Int64Range(1, 4).Draw(t, "len"), exclusive: rapid.Bool().Draw(t, "exclusive")}
+				c.settled = !c.exclusive && rapid.Bool().Draw(t, "settled")
 				naive.order = append(naive.order, c)
 				if q.add(c) {
 					granted[c] = true
 				}
+			},
+			"downgrade": func(t *rapid.T) {
+				var held []*claim
+				for _, c := range naive.order {
+					if c.exclusive && granted[c] {
+						held = append(held, c)
+					}
+				}
+				if len(held) == 0 {
+					t.Skip()
+				}
+				q.downgrade(rapid.SampledFrom(held).Draw(t, "which"), func(c *claim) {
+					if granted[c] {
+						t.Fatal("granted twice")
+					}
+					granted[c] = true
+				})
 			},
 			"remove": func(t *rapid.T) {
 				if len(naive.order) == 0 {
@@ -100,6 +131,9 @@ func TestRangeQueueGrantsInOrderOfArrival(t *testing.T) {
 				for _, c := range naive.order {
 					if granted[c] != naive.held(c) {
 						t.Fatalf("claim [%d,%d) exclusive=%v: granted=%v, want %v", c.off, c.end, c.exclusive, granted[c], naive.held(c))
+					}
+					if want := naive.behind(c); granted[c] && !c.exclusive && c.behind.Load() != want {
+						t.Fatalf("claim [%d,%d) is behind %d others, want %d", c.off, c.end, c.behind.Load(), want)
 					}
 				}
 			},
@@ -372,21 +406,31 @@ func TestTakeoverIgnoresALateReplica(t *testing.T) {
 	}
 }
 
-func TestAuthorityIsCleanThenLocal(t *testing.T) {
+func TestAuthorityIsCleanThenAheadThenLocal(t *testing.T) {
 	for _, c := range []struct {
-		name    string
-		unclean []ukai.ReplicaID
-		prefer  ukai.ReplicaID
-		want    ukai.ReplicaID
-		lossy   bool
+		name          string
+		unclean       []ukai.ReplicaID
+		silent, ahead ukai.ReplicaID
+		prefer        ukai.ReplicaID
+		want          ukai.ReplicaID
+		lossy, loses  bool
 	}{
-		{"all clean, local preferred", nil, 2, 2, false},
-		{"local is unclean", []ukai.ReplicaID{2}, 2, 1, false},
-		{"all unclean", []ukai.ReplicaID{1, 2, 3}, 3, 3, true},
-		{"nothing local", []ukai.ReplicaID{1}, 0, 2, false},
+		{"all clean, local preferred", nil, 0, 0, 2, 2, false, false},
+		{"local is unclean", []ukai.ReplicaID{2}, 0, 0, 2, 1, false, false},
+		{"all unclean", []ukai.ReplicaID{1, 2, 3}, 0, 0, 3, 3, true, true},
+		{"nothing local", []ukai.ReplicaID{1}, 0, 0, 0, 2, false, false},
+		{"another is ahead", nil, 0, 3, 2, 3, false, false},
+		{"the one that is ahead is unclean", []ukai.ReplicaID{3}, 0, 3, 2, 2, false, true},
+		{"the one that is ahead is silent", nil, 3, 3, 2, 2, false, true},
+		{"all unclean, one ahead", []ukai.ReplicaID{1, 2, 3}, 0, 1, 3, 1, true, true},
 	} {
-		tk := newTakeover(record(1, 1, 2, 3), c.prefer)
+		rec := record(1, 1, 2, 3)
+		rec.Ahead = c.ahead
+		tk := newTakeover(rec, c.prefer)
 		for r := ukai.ReplicaID(1); r <= 3; r++ {
+			if r == c.silent {
+				continue
+			}
 			tk.onSealed(0, 0, member3(r), sealReply{Unclean: slices.Contains(c.unclean, r)})
 		}
 		if got := tk.set(0)[0].member.Replica; got != c.want {
@@ -394,6 +438,9 @@ func TestAuthorityIsCleanThenLocal(t *testing.T) {
 		}
 		if got := tk.lossy(0); got != c.lossy {
 			t.Errorf("%s: lossy=%v", c.name, got)
+		}
+		if why := tk.loses(); (why != "") != c.loses {
+			t.Errorf("%s: loses because %q", c.name, why)
 		}
 	}
 }
@@ -523,5 +570,72 @@ func FuzzDecodePayloads(f *testing.F) {
 				t.Error("suspects do not survive")
 			}
 		}
+	})
+}
+
+func TestWindowIsBoundedAndToldWhenItIsDrained(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var w window
+		var inside []*mutation
+		type waiter struct {
+			done <-chan struct{}
+			ops  []*mutation
+		}
+		var waiters []waiter
+		now := time.Duration(0)
+		bytes := func() (n int64) {
+			for _, op := range inside {
+				n += op.window.bytes
+			}
+			return n
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"admit": func(t *rapid.T) {
+				op, n := new(mutation), rapid.Int64Range(1, maxWindowBytes/3).Draw(t, "bytes")
+				want := w.bars == 0 && bytes()+n <= maxWindowBytes && (len(inside) == 0 || now-inside[0].window.since <= maxWindowAge)
+				if got := w.admit(op, n, now); got != want {
+					t.Fatalf("admitted=%v with %d of %d bytes inside, want %v", got, bytes(), maxWindowBytes, want)
+				} else if got {
+					inside = append(inside, op)
+				}
+			},
+			"remove": func(t *rapid.T) {
+				if len(inside) == 0 {
+					t.Skip()
+				}
+				at := rapid.IntRange(0, len(inside)-1).Draw(t, "which")
+				w.remove(inside[at])
+				inside = slices.Delete(inside, at, at+1)
+			},
+			"time passes": func(t *rapid.T) { now += time.Duration(rapid.Int64Range(1, int64(maxWindowAge)).Draw(t, "d")) },
+			"bar":         func(*rapid.T) { w.bars = 1 - w.bars },
+			"drain": func(t *rapid.T) {
+				done := w.drained()
+				if (done == nil) != (len(inside) == 0) {
+					t.Fatalf("drained=%v with %d inside", done == nil, len(inside))
+				}
+				if done != nil {
+					waiters = append(waiters, waiter{done, slices.Clone(inside)})
+				}
+			},
+			"": func(t *rapid.T) {
+				if w.bytes != bytes() {
+					t.Fatalf("%d bytes, want %d", w.bytes, bytes())
+				}
+				for _, wait := range waiters {
+					left := slices.ContainsFunc(wait.ops, func(op *mutation) bool { return slices.Contains(inside, op) })
+					select {
+					case <-wait.done:
+						if left {
+							t.Fatal("told that it is drained, and it is not")
+						}
+					default:
+						if !left {
+							t.Fatal("drained, and not told")
+						}
+					}
+				}
+			},
+		})
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ukai"
@@ -45,15 +46,15 @@ func (h *holding) readPart(ctx context.Context, p []byte, off int64) error {
 		return err
 	}
 	defer h.locks.unlock(c)
-	return h.fromReplica(ctx, c.index, func(ctx context.Context, m *member, l *link, next *member) (*member, error) {
+	return h.fromReplica(ctx, c.index, &c.behind, func(ctx context.Context, m *member, l *link, next *member) (*member, error) {
 		return h.readFrom(m, l, next, p, off)
 	})
 }
 
 // fromReplica lets get ask replicas of a block's group, the nearest first, until one has answered while it was certainly
 // in sync and under this holder's lease. next is where a second request may go when the first is slow; get returns which
-// member the answer is from.
-func (h *holding) fromReplica(ctx context.Context, index ukai.Index, get func(ctx context.Context, m *member, l *link, next *member) (*member, error)) error {
+// member the answer is from. While behind is not 0, only the replica on this node has all that its guest was told of.
+func (h *holding) fromReplica(ctx context.Context, index ukai.Index, behind *atomic.Int32, get func(ctx context.Context, m *member, l *link, next *member) (*member, error)) error {
 	var tried []*member // failed in this round
 	var last error
 	unreadable := 0 // of tried, those that answered that they cannot read it
@@ -66,13 +67,14 @@ func (h *holding) fromReplica(ctx context.Context, index ukai.Index, get func(ct
 		v := h.view.Load()
 		group, _ := v.layout.groupAt(index)
 		g := v.group(group)
-		m, l, next := g.choose(tried)
+		here := behind.Load() > 0
+		m, l, next := g.choose(tried, here)
 		if m == nil {
 			if unreadable > 0 && unreadable == g.possible {
 				return last
 			}
 			changed := h.change()
-			if m, _, _ := h.view.Load().group(group).choose(tried); m != nil {
+			if m, _, _ := h.view.Load().group(group).choose(tried, here); m != nil {
 				continue
 			}
 			if limit == nil {
@@ -130,12 +132,13 @@ func (h *holding) unreadable(last error) error {
 	return fmt.Errorf("%w: %w", ukai.ErrUnavailable, last)
 }
 
-// choose returns the nearest readable member that was not tried, its session, and the one after it.
-func (g *groupView) choose(tried []*member) (m *member, l *link, next *member) {
+// choose returns the nearest readable member that was not tried, its session, and the one after it; only one on this node,
+// if here.
+func (g *groupView) choose(tried []*member, here bool) (m *member, l *link, next *member) {
 	var best time.Duration
 	for _, c := range g.read {
 		cl := c.link.Load()
-		if cl == nil || slices.Contains(tried, c) {
+		if cl == nil || here && c.local == nil || slices.Contains(tried, c) {
 			continue
 		}
 		cost := time.Duration(c.latency.mean.Load())
@@ -243,7 +246,7 @@ func (h *holding) endRead(ctx context.Context, m *member, l *link, r pendingRead
 // awaitLease holds an answer back until the lease is known to hold: a successor may have been writing past the replica
 // it came from.
 func (h *holding) awaitLease(ctx context.Context) error {
-	if h.leaseHolds(h.view.Load()) {
+	if h.leaseHolds(h.view.Load(), h.host.cfg.Clock()) {
 		return nil
 	}
 	h.leaseWaits.Add(1)
@@ -255,7 +258,7 @@ func (h *holding) awaitLease(ctx context.Context) error {
 		if err := h.err(); err != nil {
 			return err
 		}
-		if h.leaseHolds(h.view.Load()) {
+		if h.leaseHolds(h.view.Load(), h.host.cfg.Clock()) {
 			return nil
 		}
 		select {
@@ -276,7 +279,12 @@ func (h *holding) seek(ctx context.Context, off int64, what uint32) (int64, erro
 		_, endIndex := v.layout.groupAt(index)
 		end := min(int64(endIndex)*v.layout.blockSize, v.layout.size)
 		var found int64
-		err := h.fromReplica(ctx, index, func(ctx context.Context, m *member, l *link, _ *member) (*member, error) {
+		err := h.fromReplica(ctx, index, new(atomic.Int32), func(ctx context.Context, m *member, l *link, _ *member) (*member, error) {
+			if m.local == nil {
+				if err := h.drain(ctx); err != nil {
+					return m, err
+				}
+			}
 			reply, err := m.ask(l.ctx, l.session, wire.Message{Kind: wire.KindStatus, Offset: off, Count: what}, nil)
 			found = reply.Offset
 			return m, err

@@ -21,26 +21,29 @@ const (
 // rejoinFor is how long a replica that is being brought up to date may be gone before it counts as out again.
 const rejoinFor = 10 * time.Second
 
-// EventKind says what happened to a replica.
+// EventKind says what happened to a disk or one of its replicas.
 type EventKind uint8
 
-// What happens to replicas.
+// What happens to a disk and its replicas.
 const (
 	Dropped      EventKind = iota + 1 // left the in-sync set
 	Joined                            // its resync begins
 	Resynced                          // in sync
 	ResyncFailed                      // out again
+	// What may be lost, with ack=local or to a loss of power:
+	Lossy      // a takeover: writes that were acknowledged and not flushed
+	Unfinished // a holder was deposed or gave up: Bytes that were acknowledged and that not all replicas have
 )
 
-// Event is something that happened to a replica of a disk held by this host.
+// Event is something that happened to a disk held by this host, or to a replica of it.
 type Event struct {
 	Kind    EventKind
 	Disk    ukai.DiskID
 	Name    string // of the disk
 	Replica ukai.ReplicaID
 	Node    ukai.NodeID   // of the replica
-	Why     string        // of Dropped and ResyncFailed
-	Bytes   int64         // copied, of Resynced and ResyncFailed
+	Why     string        // of all but Joined and Resynced
+	Bytes   int64         // copied, of Resynced and ResyncFailed; see Unfinished
 	Took    time.Duration // likewise
 }
 

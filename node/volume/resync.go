@@ -204,7 +204,7 @@ func (f *following) list(ctx context.Context, stable ukai.BlockStamp) error {
 	lists := [][]suspect{own}
 	for _, g := range f.groups {
 		for {
-			src, l, _ := v.group(g).choose(nil)
+			src, l, _ := v.group(g).choose(nil, false)
 			if src == nil {
 				return fmt.Errorf("group %d: %w", g, ukai.ErrUnavailable)
 			}

@@ -50,6 +50,25 @@ func (p *candidates) readSet(group uint8) []crdt.Member {
 	return set
 }
 
+// ahead returns the replica of a group that may have what others lack: the one that is named so, and in sync, whatever the
+// outcome. 0: none.
+func (p *candidates) ahead(group uint8) ukai.ReplicaID {
+	named := p.known.Ahead
+	differs := func(r *crdt.Record) bool { return r.Ack != crdt.AckLocal || r.Ahead != named }
+	if named == 0 || differs(&p.known) {
+		return 0
+	}
+	for i := range p.proposed {
+		if differs(&p.proposed[i]) {
+			return 0
+		}
+	}
+	if !slices.ContainsFunc(p.readSet(group), func(m crdt.Member) bool { return m.Replica == named }) {
+		return 0
+	}
+	return named
+}
+
 // leaseSet returns the replicas, over all groups, whose confirmation the holder's lease needs.
 func (p *candidates) leaseSet() []crdt.Member {
 	var set []crdt.Member
@@ -125,6 +144,9 @@ func withRole(rec crdt.Record, replica ukai.ReplicaID, role crdt.Role) crdt.Reco
 				g.Members[j].Role = role
 			}
 		}
+	}
+	if !rec.InSyncAnywhere(rec.Ahead) {
+		rec.Ahead = 0
 	}
 	return rec
 }

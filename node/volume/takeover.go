@@ -132,7 +132,7 @@ func (t *takeover) freeze() error {
 }
 
 // set returns S of one group, the authority first: a replica that has not lost power since it was last known to be
-// durable, the holder's own if it can be.
+// durable, of these the one that may be ahead of the others, else the holder's own.
 func (t *takeover) set(group uint8) []sealed {
 	var s []sealed
 	for _, m := range inSync(&t.rec, group) {
@@ -143,6 +143,9 @@ func (t *takeover) set(group uint8) []sealed {
 	rank := func(e sealed) int {
 		n := 0
 		if e.reply.Unclean {
+			n += 4
+		}
+		if e.member.Replica != t.rec.Ahead {
 			n += 2
 		}
 		if e.member.Replica != t.prefer {
@@ -158,6 +161,37 @@ func (t *takeover) set(group uint8) []sealed {
 func (t *takeover) lossy(group uint8) bool {
 	s := t.set(group)
 	return len(s) > 0 && s[0].reply.Unclean && !t.rec.Clean
+}
+
+// abandons says whether the replica of a group that may be ahead of the others cannot be copied from: writes that were
+// acknowledged and not flushed may be gone.
+func (t *takeover) abandons(group uint8) bool {
+	if t.rec.Ahead == 0 || !inSyncIn(&t.rec, t.rec.Ahead, []uint8{group}) {
+		return false
+	}
+	s, ok := t.sealed[t.rec.Ahead]
+	return !ok || s.reply.Unclean
+}
+
+// loses says why acknowledged writes that were not flushed may be gone in some group, "" if they are not.
+func (t *takeover) loses() string {
+	for i := range t.rec.Groups {
+		switch g := t.rec.Groups[i].ID; {
+		case t.abandons(g):
+			return fmt.Sprintf("replica %v, which may be ahead of the others, lost power or could not be reached", t.rec.Ahead)
+		case t.lossy(g):
+			return "every in-sync replica that could be reached lost power"
+		}
+	}
+	return ""
+}
+
+// ahead returns the replica that the new holder will let be ahead, 0 for none.
+func (t *takeover) ahead() ukai.ReplicaID {
+	if _, ok := t.sealed[t.prefer]; !ok || t.rec.Ack != crdt.AckLocal {
+		return 0
+	}
+	return t.prefer
 }
 
 // watermark returns the newest stable stamp known in S of a group. Blocks with newer stamps may differ.

@@ -37,6 +37,11 @@ type mutation struct {
 	follow  *following
 	verdict verdict
 	settled bool // every replica that must have it has it
+
+	// With ack=local, once the guest is answered:
+	window  windowed
+	kept    *[]byte // what p is part of: a copy
+	carryOn func()  // catchUp with this mutation; made once, a mutation is pooled
 }
 
 const allGroups = -1
@@ -72,8 +77,17 @@ func (op *mutation) finish() {
 	if op.check != nil {
 		op.check.writes.leave()
 	}
+	if op.window.number != 0 {
+		op.h.mu.Lock()
+		op.h.window.remove(op)
+		op.h.mu.Unlock()
+	}
 	if op.locked {
 		op.h.locks.unlock(&op.claim)
+	}
+	if op.kept != nil {
+		putPayload(op.kept)
+		op.kept = nil
 	}
 	if op.reserved > 0 {
 		op.h.d.inflight.Release(op.reserved)
@@ -199,10 +213,9 @@ func (h *holding) lossLimit(v *view) (<-chan time.Time, func()) {
 	return t.C, func() { t.Stop() }
 }
 
-// run sends a mutation to its replicas and waits until all that must have done it have. finished is called when that is
-// so or the holding is over: at the latest when run returns nil. If run gives up waiting earlier, because ctx or the
-// limit for losses ended, the mutation goes on without its caller, with its range locked: its outcome is open until
-// every replica that may be in sync agrees.
+// run sends a mutation to its replicas and waits until all that must have done it have, or with ack=local until the guest may
+// be answered before. If run gives up waiting earlier, because ctx or the limit for losses ended, the mutation goes on
+// without its caller, with its range locked: its outcome is open until every replica that may be in sync agrees.
 func (h *holding) run(ctx context.Context, op *mutation) error {
 	op.generation = h.generation.Load()
 	op.aim(h.view.Load())
@@ -216,6 +229,9 @@ func (h *holding) run(ctx context.Context, op *mutation) error {
 		if t := &op.targets[i]; t.m.local != nil {
 			h.sendTo(op, t)
 		}
+	}
+	if h.goAhead(op) {
+		return nil
 	}
 	for i := range op.targets {
 		h.await(&op.targets[i])
@@ -434,25 +450,30 @@ func (h *holding) orphan(op *mutation) {
 	h.work.Go(func() {
 		defer h.ops.leave()
 		defer op.finish()
-		for {
-			changed := h.change()
-			missing, err := h.resend(op)
-			switch {
-			case err != nil:
-				return
-			case missing == 0 && h.sealDone(op):
-				op.settled = true
-				return
-			case missing == 0:
-				op.restart(h)
-				continue
-			}
-			select {
-			case <-changed:
-			case <-h.ctx.Done():
-			}
-		}
+		_ = h.insist(op) // nobody waits for it
 	})
+}
+
+// insist sends a mutation again and again until every replica that must have it does, or an error ends it.
+func (h *holding) insist(op *mutation) error {
+	for {
+		changed := h.change()
+		missing, err := h.resend(op)
+		switch {
+		case err != nil:
+			return err
+		case missing == 0 && h.sealDone(op):
+			op.settled = true
+			return nil
+		case missing == 0:
+			op.restart(h)
+			continue
+		}
+		select {
+		case <-changed:
+		case <-h.ctx.Done():
+		}
+	}
 }
 
 // why says what I/O is waiting for.
