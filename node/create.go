@@ -80,15 +80,8 @@ func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, e
 		Disk: ukai.NewDiskID(), Version: 1, Phase: crdt.PhaseReleased,
 		Size: d.SizeBytes, BlockSize: d.BlockSizeBytes,
 	}
-	switch d.Ack {
-	case "", "all":
-	default:
-		return fail(fmt.Errorf("ack %q: %w: this release acknowledges a write when all in-sync replicas have it; use all", d.Ack, ukai.ErrUnsupported))
-	}
-	if d.OnLoss != "" {
-		if err := rec.OnLoss.UnmarshalText([]byte(d.OnLoss)); err != nil {
-			return fail(err)
-		}
+	if err := applySafety(&rec, admin.SetDisk{OnLoss: d.OnLoss, Ack: d.Ack}); err != nil {
+		return fail(err)
 	}
 	var taken bool
 	var deflt string

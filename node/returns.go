@@ -67,7 +67,7 @@ func (n *Node) bringBack(d *crdt.Disk) {
 	}
 }
 
-// replicaEvent tells what happened to a replica of a disk held here. It does not block.
+// replicaEvent tells what happened to a disk held here, or to a replica of it. It does not block.
 func (n *Node) replicaEvent(e volume.Event) {
 	node := hearsay{n}.NodeName(e.Node)
 	ev := admin.Event{Level: admin.Fine, Node: node, Disk: e.Name}
@@ -80,6 +80,12 @@ func (n *Node) replicaEvent(e volume.Event) {
 		ev.Kind, ev.Text = "replica-in-sync", fmt.Sprintf("the replica of %s on %s is in sync again: %d bytes copied in %v", e.Name, node, e.Bytes, e.Took.Round(time.Millisecond))
 	case volume.ResyncFailed:
 		ev.Level, ev.Kind, ev.Text = admin.Warn, "resync-failed", fmt.Sprintf("the replica of %s on %s is not brought up to date: %s", e.Name, node, e.Why)
+	case volume.Lossy:
+		ev.Node, ev.Level, ev.Kind = n.cfg.Name, admin.Critical, "writes-lost"
+		ev.Text = fmt.Sprintf("writes to %s that were acknowledged and not flushed may be lost: %s", e.Name, e.Why)
+	case volume.Unfinished:
+		ev.Node, ev.Level, ev.Kind = n.cfg.Name, admin.Critical, "writes-unfinished"
+		ev.Text = fmt.Sprintf("%d bytes of writes to %s were acknowledged and may not be on all replicas: %s", e.Bytes, e.Name, e.Why)
 	}
 	n.events.add(ev)
 }

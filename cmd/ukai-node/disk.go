@@ -14,8 +14,8 @@ import (
 )
 
 func (a *app) diskCommand() *cobra.Command {
-	return group("disk", "Create, list, grow, rename, remove, restore and take over disks",
-		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskRmCommand(), a.diskRestoreCommand(), a.diskTakeoverCommand(),
+	return group("disk", "Create, list, grow, rename, set, remove, restore and take over disks",
+		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskSetCommand(), a.diskRmCommand(), a.diskRestoreCommand(), a.diskTakeoverCommand(),
 		a.diskQuorumCommand(), a.diskForceCommand())
 }
 

@@ -50,6 +50,8 @@ type Backend interface {
 	RestoreDisk(ctx context.Context, disk string, r RestoreDisk) (Disk, error)
 	// RenameDisk renames a disk. The name is taken: ukai.ErrExists.
 	RenameDisk(ctx context.Context, disk string, r RenameDisk) (Disk, error)
+	// SetDisk changes what a disk does for safety; it takes effect at once, also while the disk is used.
+	SetDisk(ctx context.Context, disk string, s SetDisk) (Disk, error)
 	// SetQuorum says who decides about a disk: in place of a majority one node alone, or whoever is left.
 	SetQuorum(ctx context.Context, disk string, q SetQuorum) (Disk, error)
 	// ForceDisk goes on with a disk of whose arbiters a majority is gone for good. Unless all that are silent are named:
@@ -387,6 +389,12 @@ type RestoreDisk struct {
 // RenameDisk asks for another name.
 type RenameDisk struct {
 	Name string `json:"name" maxLength:"63"`
+}
+
+// SetDisk changes what is not empty of it.
+type SetDisk struct {
+	OnLoss string `json:"onLoss,omitempty" enum:"wait,error" doc:"what I/O does with too few in-sync replicas"`
+	Ack    string `json:"ack,omitempty" enum:"all,local" doc:"which replicas have a write before it is acknowledged"`
 }
 
 // Quorum modes of a disk.

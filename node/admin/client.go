@@ -138,6 +138,11 @@ func (c *Client) RenameDisk(ctx context.Context, disk string, r RenameDisk) (Dis
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/rename", r)
 }
 
+// SetDisk is Backend.SetDisk.
+func (c *Client) SetDisk(ctx context.Context, disk string, s SetDisk) (Disk, error) {
+	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/set", s)
+}
+
 // SetQuorum is Backend.SetQuorum.
 func (c *Client) SetQuorum(ctx context.Context, disk string, q SetQuorum) (Disk, error) {
 	return askDisk[Disk](ctx, c, http.MethodPut, disk, "/quorum", q)

@@ -132,6 +132,13 @@ func (s *Server) routes(api huma.API) {
 		}) (*answer[Disk], error) {
 			return reply(b.RenameDisk(ctx, in.Disk, in.Body))
 		})
+	huma.Register(api, op("disk-set", http.MethodPost, "/v1/disks/{disk}/set", "Change what a disk does for safety"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body SetDisk
+		}) (*answer[Disk], error) {
+			return reply(b.SetDisk(ctx, in.Disk, in.Body))
+		})
 	huma.Register(api, op("disk-quorum", http.MethodPut, "/v1/disks/{disk}/quorum", "Say who decides about a disk"),
 		func(ctx context.Context, in *struct {
 			DiskPath

@@ -259,6 +259,14 @@ func (f *Fake) ResizeDisk(_ context.Context, disk string, r admin.ResizeDisk) (a
 	})
 }
 
+// SetDisk changes what a disk does for safety.
+func (f *Fake) SetDisk(_ context.Context, disk string, s admin.SetDisk) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		d.OnLoss, d.Ack = cmp.Or(s.OnLoss, d.OnLoss), cmp.Or(s.Ack, d.Ack)
+		return nil
+	})
+}
+
 // SetQuorum says who decides about a disk.
 func (f *Fake) SetQuorum(_ context.Context, disk string, q admin.SetQuorum) (admin.Disk, error) {
 	return f.change(disk, func(d *admin.Disk) error {
