@@ -129,6 +129,10 @@ func TestEveryMethodAnswersAtTheClientAsInTheNode(t *testing.T) {
 	wantPlacements, wantErr := here.Placements(ctx)
 	mustBe(t, "placements", placements, err, wantPlacements, wantErr)
 
+	survival, err := c.Survive(ctx, "dc=tokyo+rack=r 1")
+	wantSurvival, wantErr := here.Survive(ctx, "dc=tokyo+rack=r 1")
+	mustBe(t, "survive", survival, err, wantSurvival, wantErr)
+
 	byID, err := c.Disk(ctx, created.Disk.ID.String())
 	wantDisk, wantErr := here.Disk(ctx, "vm1")
 	mustBe(t, "disk", byID, err, wantDisk, wantErr)

@@ -34,6 +34,10 @@ type Backend interface {
 	// Placements does so for all disks that are not removed, sorted by name.
 	Placements(ctx context.Context) ([]Placement, error)
 
+	// Survive tells what becomes of each disk if the nodes that a selector matches were gone, beside those that are down already; with an
+	// empty selector, if each node, then each datacenter, were gone in turn.
+	Survive(ctx context.Context, without string) (Survival, error)
+
 	// CreateDisk returns when all chosen replicas exist durably and the disk's quorum record is committed.
 	// With DryRun nothing is changed, and the answer's Disk has no id.
 	CreateDisk(ctx context.Context, d NewDisk) (DiskCreated, error)
@@ -256,6 +260,31 @@ type Step struct {
 	Bytes  int64   `json:"bytes,omitempty" doc:"copied, at most"`
 	InSync int     `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
 	Text   string  `json:"text"`
+}
+
+// Survival tells what disks survive.
+type Survival struct {
+	Cases []SurvivalCase `json:"cases"`
+}
+
+// SurvivalCase is one loss of nodes, and what becomes of the disks.
+type SurvivalCase struct {
+	Without        string     `json:"without" doc:"selector of the nodes that are gone" example:"dc=osaka"`
+	Nodes          int        `json:"nodes" doc:"how many that are"`
+	KeepRunning    int        `json:"keepRunning" doc:"disks that lose nothing they need"`
+	LoseRedundancy int        `json:"loseRedundancy"`
+	Wait           int        `json:"wait" doc:"disks whose I/O waits, or that cannot be attached"`
+	LoseData       int        `json:"loseData"`
+	Disks          []DiskFate `json:"disks" doc:"worst first; where each node is lost in turn, only those that wait or lose data"`
+}
+
+// DiskFate is what becomes of a disk.
+type DiskFate struct {
+	Disk   DiskRef  `json:"disk"`
+	Fate   string   `json:"fate" enum:"keeps running,loses redundancy,waits,loses data"`
+	Why    []string `json:"why,omitempty" doc:"one sentence each"`
+	Then   string   `json:"then,omitempty" doc:"what is done about it by itself"`
+	Remedy string   `json:"remedy,omitempty" doc:"what to do beforehand, a command if there is one"`
 }
 
 // Want is one term of a rule and how far it is met.

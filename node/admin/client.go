@@ -99,6 +99,15 @@ func (c *Client) Placements(ctx context.Context) ([]Placement, error) {
 	return ask[[]Placement](ctx, c, http.MethodGet, "/v1/placements", nil)
 }
 
+// Survive is Backend.Survive.
+func (c *Client) Survive(ctx context.Context, without string) (Survival, error) {
+	path := "/v1/survive"
+	if without != "" {
+		path += "?without=" + url.QueryEscape(without)
+	}
+	return ask[Survival](ctx, c, http.MethodGet, path, nil)
+}
+
 // CreateDisk is Backend.CreateDisk.
 func (c *Client) CreateDisk(ctx context.Context, d NewDisk) (DiskCreated, error) {
 	return ask[DiskCreated](ctx, c, http.MethodPost, "/v1/disks", d)

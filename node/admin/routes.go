@@ -78,6 +78,12 @@ func (s *Server) routes(api huma.API) {
 		})
 	huma.Register(api, op("placements", http.MethodGet, "/v1/placements", "What is wanted and what is true, for all disks"),
 		func(ctx context.Context, _ *struct{}) (*answer[[]Placement], error) { return reply(b.Placements(ctx)) })
+	huma.Register(api, op("survive", http.MethodGet, "/v1/survive", "What becomes of the disks when nodes are gone"),
+		func(ctx context.Context, in *struct {
+			Without string `query:"without" maxLength:"2048" doc:"selector of the nodes that are gone, such as dc=osaka; absent: each node and each datacenter in turn"`
+		}) (*answer[Survival], error) {
+			return reply(b.Survive(ctx, in.Without))
+		})
 	huma.Register(api, op("placement", http.MethodGet, "/v1/disks/{disk}/placement", "What is wanted and what is true, for one disk"),
 		func(ctx context.Context, in *DiskPath) (*answer[Placement], error) {
 			return reply(b.Placement(ctx, in.Disk))

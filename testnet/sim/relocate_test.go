@@ -201,6 +201,32 @@ func TestAReplicaOnANodeThatIsDownForLongIsMadeAnewElsewhere(t *testing.T) {
 	})
 }
 
+func TestSurviveForetellsWhatTheLossOfADatacenterDoes(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("both", 1<<20, "dc=tokyo:1 dc=osaka:1")
+		m.Create("one", 1<<20, "dc=tokyo:1")
+		ctx := context.Background()
+		s, err := m.Nodes["w1"].Survive(ctx, "dc=tokyo")
+		if err != nil || len(s.Cases) != 1 || s.Cases[0].LoseData != 1 || s.Cases[0].LoseRedundancy != 1 {
+			t.Fatalf("%v: %+v", err, s)
+		}
+		if d := s.Cases[0].Disks[0]; d.Disk.Name != "one" || d.Remedy != "ukai-node place disk one dc=tokyo:1 dc!=tokyo:1" {
+			t.Errorf("%+v", d)
+		}
+		if all, err := m.Nodes["w1"].Survive(ctx, ""); err != nil || len(all.Cases) != 7 {
+			t.Errorf("%v: %+v", err, all)
+		}
+		m.Nodes["t1"].Crash()
+		m.Await("the disk with a copy in osaka is attached there", func() error { return m.Nodes["o1"].Volume("both").Attach(ctx) })
+		if err := m.Nodes["o1"].Volume("both").Detach(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := m.Nodes["o1"].Volume("one").Attach(ctx); err == nil {
+			t.Error("a disk without any copy was attached")
+		}
+	})
+}
+
 func TestARuleThatCannotBeMetIsRefusedWithReasons(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
 		m.Create("vm1", 4<<20, "dc=tokyo:2")

@@ -1,6 +1,7 @@
 package admintest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -133,3 +134,18 @@ func parse(term string) (key, value string, count int, err error) {
 }
 
 func text(r admin.Rule) string { return strings.Join(r.Terms, " ") }
+
+// Survive has every disk lose redundancy with the nodes that have a replica of it, and data with the last of them.
+func (f *Fake) Survive(_ context.Context, without string) (admin.Survival, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := admin.SurvivalCase{Without: cmp.Or(without, "dc=tokyo"), Nodes: 2}
+	for _, d := range f.disks {
+		c.LoseData++
+		c.Disks = append(c.Disks, admin.DiskFate{
+			Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Fate: "loses data", Why: []string{"every copy in sync is there: t1, t2"},
+			Remedy: "ukai-node place disk " + d.Name + " dc=tokyo:2 dc!=tokyo:1",
+		})
+	}
+	return admin.Survival{Cases: []admin.SurvivalCase{c}}, nil
+}
