@@ -15,13 +15,13 @@ import (
 // Survive implements admin.Backend.
 func (n *Node) Survive(ctx context.Context, without string) (admin.Survival, error) {
 	nodes := n.people().candidates()
-	cases, every := place.Singles(nodes), without != ""
-	if every {
+	cases, list := place.Singles(nodes), place.Waits
+	if without != "" {
 		s, err := place.ParseSelector(without)
 		if err != nil {
 			return admin.Survival{}, err
 		}
-		cases = []place.Selector{s}
+		cases, list = []place.Selector{s}, place.KeepsRunning
 	}
 	type subject struct {
 		admin.DiskRef
@@ -48,9 +48,10 @@ func (n *Node) Survive(ctx context.Context, without string) (admin.Survival, err
 				return admin.Survival{}, ctx.Err()
 			}
 			d := &disks[i]
-			o := survey.Survive(d.Name, d.Input, gone)
-			*map[place.Fate]*int{place.KeepsRunning: &c.KeepRunning, place.LosesRedundancy: &c.LoseRedundancy, place.Waits: &c.Wait, place.LosesData: &c.LoseData}[o.Fate]++
-			if every || o.Fate >= place.Waits {
+			fate := survey.Fate(d.Rec, gone)
+			*map[place.Fate]*int{place.KeepsRunning: &c.KeepRunning, place.LosesRedundancy: &c.LoseRedundancy, place.Waits: &c.Wait, place.LosesData: &c.LoseData}[fate]++
+			if fate >= list {
+				o := survey.Survive(d.Name, d.Input, gone)
 				worst[o.Fate] = append(worst[o.Fate], admin.DiskFate{Disk: d.DiskRef, Fate: o.Fate.String(), Why: o.Why, Then: o.Then, Remedy: o.Remedy})
 			}
 		}

@@ -169,7 +169,7 @@ func (e *election) findFailures() []failure {
 }
 
 // usable says whether the disk goes on somewhere through f with these arbiters.
-func (f failure) usable(set uint32) bool {
+func (f *failure) usable(set uint32) bool {
 	need := bits.OnesCount32(set)/2 + 1
 	out := f.replicasOut && bits.OnesCount32(set&^f.hit) >= need
 	return out || f.isolated && f.replicasIn && bits.OnesCount32(set&f.hit) >= need
@@ -213,13 +213,24 @@ func (s score) compare(t score) int {
 }
 
 func (e *election) score(set uint32) score {
+	s := e.standing(set)
+	s.far = e.distance(set)
+	return s
+}
+
+// standing is score without the distance.
+func (e *election) standing(set uint32) score {
 	s := score{holders: bits.OnesCount32(set & e.holds), witnesses: bits.OnesCount32(set & e.witnesses)}
-	for _, f := range e.failures {
-		if f.usable(set) {
+	for i := range e.failures {
+		if f := &e.failures[i]; f.usable(set) {
 			s.survived[f.rank]++
 		}
 	}
-	// A change waits for the nearest majority.
+	return s
+}
+
+// distance is how long a change of the record takes, from all replicas together: it waits for the nearest majority.
+func (e *election) distance(set uint32) (far time.Duration) {
 	need := bits.OnesCount32(set)/2 + 1
 	chosen := members(set)
 	to := make([]time.Duration, 0, len(chosen))
@@ -229,25 +240,38 @@ func (e *election) score(set uint32) score {
 			to = append(to, row[i])
 		}
 		slices.Sort(to)
-		s.far += to[need-1]
+		far += to[need-1]
 	}
-	s.far = s.far.Round(time.Millisecond)
-	return s
+	return far.Round(time.Millisecond)
 }
 
 // elect returns the best set of this size; of equals the one whose members come first in the shortlist.
 func (e *election) elect(size int) uint32 {
+	if size == 0 {
+		return 0
+	}
 	var best uint32
-	var top score
-	for set := uint32(0); set < 1<<len(e.candidates); set++ {
-		if bits.OnesCount32(set) != size {
-			continue
-		}
-		if s := e.score(set); best == 0 || s.compare(top) > 0 {
-			best, top = set, s
+	var top score // without the distance, which is looked at only where it decides
+	var far time.Duration
+	for set := uint32(1)<<size - 1; set < 1<<len(e.candidates); set = next(set) {
+		s := e.standing(set)
+		switch d := s.compare(top); {
+		case best == 0 || d > 0:
+			best, top, far = set, s, e.distance(set)
+		case d == 0:
+			if near := e.distance(set); near < far {
+				best, far = set, near
+			}
 		}
 	}
 	return best
+}
+
+// next returns the next larger set with as many members (Gosper).
+func next(set uint32) uint32 {
+	low := set & -set
+	carry := set + low
+	return carry | (carry^set)>>2/low
 }
 
 func members(set uint32) []int {
