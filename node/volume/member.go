@@ -126,7 +126,7 @@ func (m *member) lost(l *link, err error) {
 	m.link.Store(nil)
 	l.cancel()
 	m.failure, m.since = m.named(err), h.host.cfg.Clock()
-	m.lasting = !transient(err) && !errors.Is(err, ukai.ErrFenced) && !errors.Is(err, ukai.ErrNoSpace)
+	m.lasting = lasts(err) && !errors.Is(err, ukai.ErrNoSpace)
 	m.dropFirst = m.lasting || errors.Is(err, ukai.ErrNoSpace)
 	if f := h.following; f != nil && f.m == m {
 		f.suspend()

@@ -48,6 +48,12 @@ func (m *member) mend() {
 	}
 }
 
+// lasts says whether greeting a replica that failed with an error is of no use. A node that is quarantined may just have started, and
+// serves as soon as it has heard of its peers.
+func lasts(err error) bool {
+	return !transient(err) && !errors.Is(err, ukai.ErrFenced) && !errors.Is(err, ukai.ErrQuarantined)
+}
+
 // reconnect greets the replica until it answers, for reconnectFor.
 func (m *member) reconnect() bool {
 	window := reconnectFor + rttFactor*m.h.host.rtt(m.Node)
@@ -64,7 +70,7 @@ func (m *member) reconnect() bool {
 		}
 		m.h.mu.Lock()
 		m.failure = err
-		m.lasting = !transient(err) && !errors.Is(err, ukai.ErrFenced)
+		m.lasting = lasts(err)
 		lasting := m.lasting
 		m.h.mu.Unlock()
 		if lasting || !sleep(ctx, minMendPause/2) {

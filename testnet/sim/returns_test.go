@@ -124,3 +124,26 @@ func TestAReplicaThatCannotBeBroughtBackCostsLittle(t *testing.T) {
 		}
 	})
 }
+
+// A node that has just started serves nothing until it has heard from another: that is not for ever.
+func TestTheLastReplicaIsTakenBackThoughItsNodeHadNotHeardFromOthersWhenItWasAsked(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", 4<<20, "dc=osaka:1")
+		g := m.attach("t1", "vm1")
+		for i := range 30 {
+			g.write(i, 1)
+			m.Cut("tokyo", "osaka")
+			m.Cut("fukuoka", "osaka")
+			m.Nodes["o1"].Crash()
+			m.Nodes["o1"].Boot() // it reaches nobody
+			time.Sleep(5*time.Second + time.Duration(i)*130*time.Millisecond)
+			m.Heal("tokyo", "osaka")
+			time.Sleep(3 * time.Second)
+			m.Heal("fukuoka", "osaka")
+			if err := g.try(i, 2); err != nil {
+				t.Fatalf("time %d: %v", i, err)
+			}
+		}
+		g.detach()
+	})
+}
