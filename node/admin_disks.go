@@ -95,14 +95,11 @@ const codeArbiters = "arbiters"
 func (n *Node) describe(p people, name string, rec crdt.Record, rule string) admin.Disk {
 	out := admin.Disk{
 		ID: rec.Disk, Name: name, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: rule, RuleMet: true, MinSync: rec.MinSync,
-		OnLoss: rec.OnLoss.String(), Ack: rec.Ack.String(), Quorum: rec.Quorum.String(), Epoch: rec.Epoch.String(), Version: rec.Version,
+		OnLoss: rec.OnLoss.String(), Ack: rec.Ack.String(), Quorum: quorumText(p, &rec), Epoch: rec.Epoch.String(), Version: rec.Version,
 		State: admin.DiskIdle, AllocatedBytes: -1,
 	}
 	warn := func(level admin.Level, code, remedy, format string, args ...any) {
 		out.Warnings = append(out.Warnings, admin.Warning{Level: level, Code: code, Disk: name, Text: "disk " + name + ": " + fmt.Sprintf(format, args...), Remedy: remedy})
-	}
-	if rec.Quorum == crdt.PreferredNode {
-		out.Quorum = "preferred " + p.ref(rec.Preferred).String()
 	}
 	if rec.Quorum == crdt.UnsafeSurvivor {
 		warn(admin.Warn, "quorum-unsafe", "ukai-node disk quorum NAME majority", "quorum mode unsafe: after a cut both sides may go on, and then one side's writes are lost")

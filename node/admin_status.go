@@ -383,6 +383,11 @@ func (n *Node) Gauges() map[string]float64 {
 		all[fmt.Sprintf("ukai_mesh_nodes{state=%q}", s.String())] = float64(count)
 	}
 	all["ukai_store_replicas"] = float64(len(n.store.Replicas()))
+	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
+		if rec.Quorum == crdt.UnsafeSurvivor {
+			all[fmt.Sprintf("ukai_disk_unsafe{disk=%q}", d.Name.Value)] = 1
+		}
+	})
 	return all
 }
 

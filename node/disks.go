@@ -124,6 +124,7 @@ func (n *Node) Facts(disk ukai.DiskID) map[string]string {
 	facts["locations"] = strings.Join(slices.Sorted(maps.Keys(locations)), ", ")
 	facts["epoch"] = rec.Epoch.String()
 	facts["phase"] = rec.Phase.String()
+	facts["quorum"] = quorumText(p, &rec)
 	facts["block_size"] = fmt.Sprint(rec.BlockSize)
 	facts["version"] = fmt.Sprint(rec.Version)
 	if rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering {

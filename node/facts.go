@@ -23,6 +23,8 @@ const (
 	factsStep = 200
 	// watchEvery is how often a node looks at what has changed in the mesh.
 	watchEvery = 500 * time.Millisecond
+	// unsafeWarnEvery is how often the log tells of disks that may lose writes to a cut.
+	unsafeWarnEvery = time.Minute
 )
 
 // facts returns what this node says of itself.
@@ -137,9 +139,14 @@ func (n *Node) watch() {
 	defer tick.Stop()
 	states := map[ukai.NodeID]gossip.State{}
 	versions := map[ukai.DiskID]uint64{}
+	var warned time.Time
 	for news := true; ; {
 		// Once per tick at most: looking at all disks costs milliseconds when there are thousands.
 		n.noticeNodes(states)
+		if time.Since(warned) >= unsafeWarnEvery {
+			warned = time.Now()
+			n.warnOfUnsafe()
+		}
 		if news {
 			news = false
 			n.noticeDisks(versions)
@@ -155,6 +162,16 @@ func (n *Node) watch() {
 			}
 		}
 	}
+}
+
+// warnOfUnsafe logs the disks whose quorum mode is unsafe, on the nodes that keep their records.
+func (n *Node) warnOfUnsafe() {
+	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
+		if rec.Quorum == crdt.UnsafeSurvivor && slices.Contains(rec.Arbiters, n.id) {
+			n.log.Warn("quorum mode unsafe: after a cut both sides may go on, and then one side's writes are lost", "disk", d.Name.Value,
+				"remedy", "ukai-node disk quorum "+d.Name.Value+" majority")
+		}
+	})
 }
 
 // noticeNodes makes events of what membership thinks of other nodes.

@@ -69,6 +69,14 @@ func (n *Node) SetQuorum(ctx context.Context, disk string, q admin.SetQuorum) (a
 	return n.Disk(ctx, d.ID.String())
 }
 
+// quorumText says who decides about a disk: majority, preferred NODE or unsafe.
+func quorumText(p people, rec *crdt.Record) string {
+	if rec.Quorum == crdt.PreferredNode {
+		return "preferred " + p.ref(rec.Preferred).String()
+	}
+	return rec.Quorum.String()
+}
+
 // forceAskTime bounds the search for the newest record among the arbiters that are left.
 const forceAskTime = 3 * time.Second
 

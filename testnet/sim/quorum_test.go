@@ -122,8 +122,18 @@ func TestModeUnsafeMustBeMeant(t *testing.T) {
 		if !slices.ContainsFunc(d.Warnings, func(w admin.Warning) bool { return w.Code == "quorum-unsafe" }) {
 			t.Error("nothing warns of it")
 		}
+		const metric = `ukai_disk_unsafe{disk="vm1"}`
+		if got := t1.Gauges()[metric]; got != 1 {
+			t.Errorf("%s is %v", metric, got)
+		}
+		if got := t1.Facts(d.ID)["quorum"]; got != admin.QuorumUnsafe {
+			t.Errorf("the attribute quorum of its file says %q", got)
+		}
 		if d, err = t1.SetQuorum(ctx, "vm1", admin.SetQuorum{Mode: admin.QuorumMajority}); err != nil || d.Quorum != admin.QuorumMajority {
 			t.Fatal(d.Quorum, err)
+		}
+		if got, told := t1.Gauges()[metric]; told {
+			t.Errorf("%s is %v though its mode is majority", metric, got)
 		}
 	})
 }
