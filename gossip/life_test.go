@@ -294,3 +294,21 @@ func TestUseAfterCloseIsRefused(t *testing.T) {
 		}
 	})
 }
+
+// With equal catalogs nothing but the first greeting makes a node talk to its peers by stream.
+func TestANodeWhosePeersCouldNotBeGreetedAtFirstServesLater(t *testing.T) {
+	bubble(t, func(t *testing.T, n *network) {
+		nodes := five(n)
+		await(t, 10*time.Second, "whole", allSee(nodes, Alive, 4))
+		time.Sleep(time.Minute)
+		back := nodes[4]
+		back.stop()
+		await(t, time.Minute, "it is dead", allSee(nodes[:4], Dead, 1)) // then its peers look for it
+		n.set(func() { n.stuck = back.addr })
+		back.start()
+		await(t, 30*time.Minute, "it sees a peer alive", func() bool { return len(back.alivePeers()) > 0 })
+		time.Sleep(10 * time.Second)
+		n.set(func() { n.stuck = netip.AddrPort{} })
+		await(t, 10*time.Second, "it may serve", func() bool { return back.isRecalled() })
+	})
+}

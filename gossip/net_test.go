@@ -30,6 +30,7 @@ type network struct {
 	loss  float64                                     // of packets
 	drop  func(b []byte) bool                         // these packets are lost
 	cut   func(from, to netip.AddrPort) bool
+	stuck netip.AddrPort // it cannot dial streams
 	nodes []*testNode
 }
 
@@ -120,6 +121,9 @@ func (e *endpoint) ReadPacket(ctx context.Context) ([]byte, net.Addr, error) {
 func (e *endpoint) DialStream(ctx context.Context, to net.Addr) (net.Conn, error) {
 	addr := to.(*net.UDPAddr).AddrPort()
 	dst, delay, _, ok := e.net.path(e.addr, addr)
+	e.net.mu.Lock()
+	ok = ok && e.net.stuck != e.addr
+	e.net.mu.Unlock()
 	if !ok {
 		<-ctx.Done()
 		return nil, fmt.Errorf("dial %v: %w", addr, ukai.ErrUnreachable)

@@ -14,6 +14,8 @@ const (
 	compareEvery = 2 * time.Second
 	// settleTime is how long roots may differ before anybody acts on it: a change that is on its way will arrive by itself.
 	settleTime = time.Second
+	// askAgain is about how long after a greeting that failed the peer is greeted again, while none has told what it remembers.
+	askAgain = 2 * time.Second
 	// maxExchanges bounds the exchanges this node runs at a time; others wait.
 	maxExchanges = 4
 	// fullAlone is how long an exchange of digests has this node for itself: another at the same time would mostly bring the same
@@ -220,6 +222,10 @@ func (m *Mesh) repair(peer ukai.NodeID, t *repair) {
 	}
 	m.mu.Lock()
 	delete(m.repairs, peer)
+	if p := m.members[peer]; err != nil && t.ask && p != nil && p.alive && !m.isRecalled() {
+		// With equal roots nothing else makes this node greet anybody, and until a peer has told what it remembers it serves nothing.
+		m.repairs[peer] = &repair{ask: true, due: time.Now().Add(jitter(askAgain))}
+	}
 	m.exchanging--
 	if t.full {
 		m.comparing--
