@@ -17,11 +17,12 @@ import (
 // whose node lives and that cannot be brought back is tried.
 const maintainPause = 30 * time.Second
 
-// maintain has the replicas of disks that nobody holds brought back. rest says which disk is left alone until when.
+// maintain has the replicas of disks that nobody holds brought back, and disks let go that an earlier process or a failed attach has left
+// behind. rest says which disk is left alone until when.
 func (n *Node) maintain(p people, disks []tended, rest map[ukai.DiskID]time.Time) {
 	seen := map[ukai.DiskID]bool{}
 	for _, d := range disks {
-		if !returnable(p, d.rec) || !n.maintains(p, d.rec) {
+		if d.rec.Phase == crdt.PhaseReleased && !returnable(p, d.rec) || !n.maintains(p, d.rec) {
 			continue
 		}
 		seen[d.ID] = true
@@ -63,7 +64,7 @@ func returnable(p people, rec crdt.Record) bool {
 func (n *Node) bringBack(d *crdt.Disk) {
 	err := n.host.Disk(d.ID, d.Name.Value).Maintain(n.ctx)
 	if err != nil && !errors.Is(err, ukai.ErrHeld) && !errors.Is(err, ukai.ErrNotAttached) && !errors.Is(err, context.Canceled) {
-		n.log.Warn("replicas cannot be brought back now; this is tried again", "disk", d.Name.Value, "err", err)
+		n.log.Warn("a disk that nobody uses cannot be maintained now; this is tried again", "disk", d.Name.Value, "err", err)
 	}
 }
 

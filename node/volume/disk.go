@@ -30,6 +30,8 @@ type Disk struct {
 	holding atomic.Pointer[holding]
 	turn    chan struct{} // lock of 1 around attaching and releasing
 	quiet   atomic.Bool   // nothing was written for writerLinger
+	// unvouched says why acknowledged writes that were not flushed cannot be vouched for any more, until a flush has told.
+	unvouched atomic.Pointer[error]
 
 	mu       sync.Mutex
 	attached int           // Attach without Detach
@@ -164,8 +166,12 @@ func (d *Disk) mutate(ctx context.Context, kind wire.Kind, p []byte, off, n int6
 }
 
 // Flush returns after all writes completed before it are on stable storage on every replica that may be in sync. On a
-// node that does not hold the disk there is nothing to flush.
+// node that does not hold the disk there is nothing to flush; but if it has lost the disk since it wrote, the first Flush says so, as
+// fsync(2) does of writes that failed in the background. An Attach that is the first begins anew.
 func (d *Disk) Flush(ctx context.Context) error {
+	if why := d.unvouched.Swap(nil); why != nil {
+		return fmt.Errorf("flush %s: what was written before cannot be vouched for: %w", d.Name(), *why)
+	}
 	h := d.holding.Load()
 	if h == nil || !h.ops.enter() {
 		return nil
@@ -318,7 +324,7 @@ func (d *Disk) release(ctx context.Context) error {
 	}
 	defer d.drop(h)
 	if h.err() != nil {
-		return nil // fenced or poisoned: its guests have been told
+		return nil // fenced or poisoned: its guests have been told, or are by the next flush
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -349,6 +355,13 @@ func (d *Disk) release(ctx context.Context) error {
 
 // drop forgets a holding.
 func (d *Disk) drop(h *holding) {
+	if h.dirty.Load() {
+		err := h.err()
+		if err == nil {
+			err = fmt.Errorf("let go without a flush: %w", ukai.ErrLost)
+		}
+		d.unvouched.Store(&err)
+	}
 	d.holding.CompareAndSwap(h, nil)
 	h.close()
 }
@@ -387,6 +400,7 @@ func (d *Disk) discardEnded(ctx context.Context) error {
 	if h := d.holding.Load(); h != nil && h.err() != nil {
 		d.drop(h)
 	}
+	d.unvouched.Store(nil) // of no concern to whoever attaches it now
 	return nil
 }
 

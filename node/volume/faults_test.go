@@ -181,6 +181,42 @@ func TestZombieHolderGetsNoAckAndReadsNothingStale(t *testing.T) {
 	})
 }
 
+func TestFlushTellsOnceOfWritesThatAreOutOfItsHands(t *testing.T) {
+	for name, c := range map[string]struct {
+		flushed, anew bool
+		want          error
+	}{
+		"not flushed":                     {want: ukai.ErrFenced},
+		"flushed before":                  {flushed: true},
+		"attached by somebody else since": {anew: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+				w.write(2, 0, fill(512, 1)) // without Attach
+				if c.flushed {
+					w.flush(2)
+				}
+				if err := w.d(0).Takeover(w.t.Context(), false); err != nil {
+					t.Fatal(err)
+				}
+				for w.d(2).holding.Load() != nil { // it finds out, and forgets the disk
+					time.Sleep(time.Second)
+				}
+				if c.anew {
+					w.detach(0)
+					w.attach(2)
+				}
+				if err := w.d(2).Flush(w.t.Context()); !errors.Is(err, c.want) {
+					t.Errorf("flush: %v", err)
+				}
+				if err := w.d(2).Flush(w.t.Context()); err != nil {
+					t.Errorf("it tells again: %v", err)
+				}
+			})
+		})
+	}
+}
+
 func TestSealedHolderStopsAtItsNextRequest(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(2)

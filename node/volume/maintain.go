@@ -10,10 +10,11 @@ import (
 )
 
 // Maintain holds a disk that nobody holds for as long as something can be done for replicas of it that are out, and lets
-// it go. It gives way to anybody who attaches the disk or asks for it: then, and if another node holds it already, the
+// it go. It also ends what an attach on this node that failed half-way, or an earlier process, has left behind: a record that
+// names this node as the holder. It gives way to anybody who attaches the disk or asks for it: then, and if another node holds it already, the
 // error matches ukai.ErrHeld or ukai.ErrNotAttached. When it returns nil there is nothing more to do now.
 func (d *Disk) Maintain(ctx context.Context) error {
-	if d.holding.Load() != nil || !d.anyReturns(ctx) {
+	if d.holding.Load() != nil || !d.leftBehind() && !d.anyReturns(ctx) {
 		return nil // whoever uses it here has it brought up to date; or there is nothing to hold it for
 	}
 	if err := d.open(ctx, claimIfFree); err != nil {
@@ -33,6 +34,12 @@ func (d *Disk) Maintain(ctx context.Context) error {
 	}
 	d.lapse(h)
 	return err
+}
+
+// leftBehind says whether the record names this node as the holder.
+func (d *Disk) leftBehind() bool {
+	rec, known := d.host.cfg.Mesh.Record(d.id)
+	return known && rec.Holder == d.host.cfg.Node && (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering)
 }
 
 // anyReturns says whether some replica that is out can be brought back now, as far as can be told without holding the disk.

@@ -502,6 +502,31 @@ func TestMaintenanceOfAReplicaThatIsGoneLetsGo(t *testing.T) {
 	})
 }
 
+func TestMaintenanceLetsGoOfWhatAnEarlierProcessHeld(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(4096, 1))
+		w.nodes[2].kill()
+		w.nodes[2].restart(false)
+		if err := w.d(0).Maintain(w.t.Context()); err != nil {
+			t.Errorf("another node: %v", err)
+		}
+		if rec := w.cells.record(); rec.Phase != crdt.PhaseActive || rec.Holder != w.nodes[2].id {
+			t.Fatalf("another node took it: %v", rec.Phase)
+		}
+		if err := w.d(2).Maintain(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for w.d(2).holding.Load() != nil {
+			time.Sleep(time.Second)
+		}
+		if rec := w.cells.record(); rec.Phase != crdt.PhaseReleased {
+			t.Errorf("it is left %v", rec.Phase)
+		}
+		w.wantRead(0, 0, fill(4096, 1))
+	})
+}
+
 func TestMaintenanceGivesWayAtOnce(t *testing.T) {
 	for name, take := range map[string]func(w *world){
 		"to an attach elsewhere": func(w *world) { w.attach(2) },
