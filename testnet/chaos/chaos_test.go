@@ -152,16 +152,14 @@ func (r *run) episode(d time.Duration) {
 		home: func() *proc.Node { return r.mounts[rec.home.Load()] },
 	}
 	b.shape()
-	if n%2 == 0 {
-		// QEMU does not start at all if it cannot lock its disk; it is what runs that must see no error.
-		r.m.Await(other+" attached by the guest", func() error {
-			s, err := b.ask(other)
-			if err == nil && s.State != "attached" {
-				err = fmt.Errorf("it is %s", s.State)
-			}
-			return err
-		})
-	}
+	// What runs must see no error; what begins to use a disk while no majority of its arbiters can be reached may be refused.
+	r.m.Await(other+" attached by "+own.what, func() error {
+		s, err := b.ask(other)
+		if err == nil && s.State != "attached" {
+			err = fmt.Errorf("it is %s", s.State)
+		}
+		return err
+	})
 	if err := b.run(time.Now().Add(d)); err != nil {
 		r.fail("episode %d: %v", n, err)
 	}
