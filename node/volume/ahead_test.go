@@ -177,15 +177,7 @@ func TestOverlappingWriteWaitsForAllReplicasAndOthersDoNot(t *testing.T) {
 }
 
 func TestReadOfWhatTheGuestWasToldOfGoesToTheReplicaThatHasIt(t *testing.T) {
-	var broken atomic.Bool
-	mem := func(n int) store.MemConfig {
-		return store.MemConfig{Fault: func(op store.Op) error {
-			if n == 0 && broken.Load() && op.Kind == store.OpRead {
-				return ukai.ErrMedia
-			}
-			return nil
-		}}
-	}
+	mem, broken := mediaFault(0, store.OpRead)
 	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal, mem: mem}, func(w *world) {
 		w.setDelay(1, 20*time.Millisecond)
 		w.attach(0)
@@ -346,15 +338,7 @@ func TestReplicaThatDiesIsNotWaitedForByWhatTheGuestWasToldOf(t *testing.T) {
 }
 
 func TestReplicaThatIsAheadIsDroppedOnlyWhenOthersHaveItsWrites(t *testing.T) {
-	var broken atomic.Bool
-	mem := func(n int) store.MemConfig {
-		return store.MemConfig{Fault: func(op store.Op) error {
-			if n == 0 && broken.Load() && op.Kind == store.OpWrite {
-				return ukai.ErrMedia
-			}
-			return nil
-		}}
-	}
+	mem, broken := mediaFault(0, store.OpWrite)
 	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal, mem: mem}, func(w *world) {
 		w.attach(0)
 		w.write(0, 0, fill(4096, 1))
@@ -587,12 +571,7 @@ func TestGuestWritesOnWithAckLocalWhileAReplicaReturns(t *testing.T) {
 			bubble(t, setup{nodes: 4, replicas: 3, change: ackLocal}, func(w *world) {
 				w.setDelay(1, delay)
 				w.attach(0)
-				for b := range int64(8) {
-					w.write(0, b*testBlock, fill(1<<20, byte(b+1)))
-				}
-				for n := range loadRegions {
-					w.write(0, regionAt(n), make([]byte, loadSize))
-				}
+				w.prepareLoad(0)
 				w.nodes[1].kill()
 				l := startLoad(w, 0)
 				time.Sleep(2 * time.Second)

@@ -634,15 +634,8 @@ func TestSlowReplicaIsHedged(t *testing.T) {
 }
 
 func TestReadErrorFailsOver(t *testing.T) {
-	var broken atomic.Bool
-	bubble(t, setup{nodes: 3, replicas: 2, mem: func(n int) store.MemConfig {
-		return store.MemConfig{Fault: func(op store.Op) error {
-			if n == 0 && broken.Load() && op.Kind == store.OpRead {
-				return errors.New("medium error")
-			}
-			return nil
-		}}
-	}}, func(w *world) {
+	mem, broken := mediaFault(0, store.OpRead)
+	bubble(t, setup{nodes: 3, replicas: 2, mem: mem}, func(w *world) {
 		w.attach(0)
 		w.write(0, 0, fill(512, 1))
 		broken.Store(true)

@@ -181,6 +181,16 @@ const (
 // region n lies across a chunk's border, four to a block, so that they share blocks and chunks.
 func regionAt(n int) int64 { return int64(n%2)*3*testBlock + int64(n/2)*60<<10 }
 
+// prepareLoad fills the disk on node n, and its regions that startLoad writes with zeros.
+func (w *world) prepareLoad(n int) {
+	for b := range int64(8) {
+		w.write(n, b*testBlock, fill(1<<20, byte(b+1)))
+	}
+	for r := range loadRegions {
+		w.write(n, regionAt(r), make([]byte, loadSize))
+	}
+}
+
 func startLoad(w *world, at int) *load { return startLoadEvery(w, at, 3*time.Millisecond) }
 
 // startLoadEvery is startLoad with a pause of up to so much between the steps of each region.
@@ -314,12 +324,7 @@ func TestGuestWritesOnWhileAReplicaReturns(t *testing.T) {
 				}
 				w.mu.Unlock()
 				w.attach(0)
-				for b := range int64(8) {
-					w.write(0, b*testBlock, fill(1<<20, byte(b+1)))
-				}
-				for n := range loadRegions {
-					w.write(0, regionAt(n), make([]byte, loadSize))
-				}
+				w.prepareLoad(0)
 				w.nodes[1].kill()
 				l := startLoad(w, 0)
 				time.Sleep(2 * time.Second)
@@ -584,15 +589,8 @@ func TestOneWriteToEachChunkDuringAResyncIsOnTheReplica(t *testing.T) {
 }
 
 func TestUnreadableSourceIsPassedOverForAnother(t *testing.T) {
-	var broken atomic.Bool
-	bubble(t, setup{nodes: 4, replicas: 3, mem: func(n int) store.MemConfig {
-		return store.MemConfig{Fault: func(op store.Op) error {
-			if n == 0 && broken.Load() && op.Kind == store.OpRead {
-				return errors.New("medium error")
-			}
-			return nil
-		}}
-	}}, func(w *world) {
+	mem, broken := mediaFault(0, store.OpRead)
+	bubble(t, setup{nodes: 4, replicas: 3, mem: mem}, func(w *world) {
 		w.attach(0)
 		w.write(0, 0, fill(1<<20, 1))
 		w.nodes[2].kill()

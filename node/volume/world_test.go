@@ -123,6 +123,19 @@ func newWorld(t *testing.T, s setup) *world {
 	return w
 }
 
+// mediaFault is for setup.mem: while broken is true, operations of a kind fail on node n.
+func mediaFault(n int, kind store.OpKind) (mem func(int) store.MemConfig, broken *atomic.Bool) {
+	broken = new(atomic.Bool)
+	return func(node int) store.MemConfig {
+		return store.MemConfig{Fault: func(op store.Op) error {
+			if node == n && broken.Load() && op.Kind == kind {
+				return ukai.ErrMedia
+			}
+			return nil
+		}}
+	}, broken
+}
+
 func (w *world) clock() time.Duration { return time.Since(w.start) }
 
 // boot starts the daemon of a node.

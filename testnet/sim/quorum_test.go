@@ -138,6 +138,53 @@ func TestModeUnsafeMustBeMeant(t *testing.T) {
 	})
 }
 
+func TestWhenWritesAreAcknowledgedIsChangedOnADiskInUse(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		wan(m, 20*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+		m.Create("vm1", 4<<20, "dc=tokyo:1 dc=osaka:1")
+		ctx := context.Background()
+		d := m.Nodes["t1"].Volume("vm1")
+		if err := d.Attach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		write := func(b uint64) time.Duration {
+			began := time.Now()
+			if _, err := d.WriteAt(ctx, pattern(b, 4096), 0); err != nil {
+				t.Fatal(err)
+			}
+			return time.Since(began)
+		}
+		write(1)
+		if took := write(2); took < 20*time.Millisecond {
+			t.Errorf("ack=all: the far replica has it after %v", took)
+		}
+		if _, err := m.Nodes["o1"].SetDisk(ctx, "vm1", admin.SetDisk{Ack: "none"}); !errors.Is(err, ukai.ErrInvalid) {
+			t.Errorf("a mode that does not exist: %v", err)
+		}
+		shown, err := m.Nodes["o1"].SetDisk(ctx, "vm1", admin.SetDisk{Ack: "local"})
+		if err != nil || shown.Ack != "local" || shown.OnLoss != "wait" {
+			t.Fatal(shown.Ack, shown.OnLoss, err)
+		}
+		m.Await("writes are acknowledged by the replica here", func() error {
+			if took := write(3); took > 10*time.Millisecond {
+				return fmt.Errorf("one took %v", took)
+			}
+			if err := d.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
+			return nil
+		})
+		last := pattern(4, 1<<20)
+		if _, err := d.WriteAt(ctx, last, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		same(t, m.Nodes["o1"], "vm1", last)
+	})
+}
+
 func TestADiskWhoseArbitersAreGoneIsForcedAndKeepsItsData(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		m.Create("vm1", 4<<20, "dc=tokyo:2")

@@ -1,0 +1,182 @@
+package admin
+
+import (
+	"time"
+
+	"ukai"
+)
+
+// NewDisk asks for a disk. Zero values take the mesh's defaults.
+type NewDisk struct {
+	Name           string `json:"name" maxLength:"63"`
+	SizeBytes      int64  `json:"sizeBytes" minimum:"1"`
+	BlockSizeBytes int    `json:"blockSizeBytes,omitempty" minimum:"0" doc:"power of two from 1 MiB to 64 MiB; 0: 4 MiB"`
+	Rule           *Rule  `json:"rule,omitempty" doc:"absent: the mesh's default rule"`
+	OnLoss         string `json:"onLoss,omitempty" enum:"wait,error" doc:"what I/O does with too few in-sync replicas; absent: wait"`
+	Ack            string `json:"ack,omitempty" enum:"all,local" doc:"which replicas have a write before it is acknowledged; absent: all"`
+	DryRun         bool   `json:"dryRun,omitempty"`
+}
+
+// DiskCreated is the answer to NewDisk.
+type DiskCreated struct {
+	Disk      Disk      `json:"disk"`
+	Placement Placement `json:"placement"`
+}
+
+// DiskState is where a disk is in its life.
+type DiskState string
+
+// States of a disk.
+const (
+	DiskIdle       DiskState = "idle"       // no node has it attached
+	DiskAttached   DiskState = "attached"   // its holder serves it
+	DiskRecovering DiskState = "recovering" // its holder makes replicas equal before it serves
+	DiskSuspended  DiskState = "suspended"  // I/O waits; Why says for what
+	DiskFailed     DiskState = "failed"     // I/O fails; Why says why
+	DiskConflict   DiskState = "conflict"   // forced takeovers left two records
+	DiskRemoved    DiskState = "removed"    // can be restored until Removed.Until
+)
+
+// Disk is what a node knows of a disk.
+type Disk struct {
+	ID             ukai.DiskID `json:"id"`
+	Name           string      `json:"name"`
+	State          DiskState   `json:"state" enum:"idle,attached,recovering,suspended,failed,conflict,removed"`
+	Why            string      `json:"why,omitempty" doc:"the reason of a state that needs one"`
+	SizeBytes      int64       `json:"sizeBytes"`
+	BlockSizeBytes int         `json:"blockSizeBytes"`
+	AllocatedBytes int64       `json:"allocatedBytes" doc:"of the fullest replica on this node; -1: it has none"`
+	Rule           string      `json:"rule"`
+	RuleMet        bool        `json:"ruleMet"`
+	MinSync        int         `json:"minSync"`
+	OnLoss         string      `json:"onLoss"`
+	Ack            string      `json:"ack"`
+	Quorum         string      `json:"quorum" doc:"majority, preferred NODE or unsafe"`
+	Holder         *NodeRef    `json:"holder,omitempty" doc:"the node that has it attached"`
+	Epoch          string      `json:"epoch"`
+	Version        uint64      `json:"version" doc:"of the quorum record"`
+	Replicas       []Replica   `json:"replicas"`
+	Arbiters       []Arbiter   `json:"arbiters"`
+	Created        time.Time   `json:"created,omitzero"`
+	Removed        *Removed    `json:"removed,omitempty"`
+	Path           string      `json:"path,omitempty" doc:"its file on the node that answers"`
+	Warnings       []Warning   `json:"warnings,omitempty"`
+}
+
+// Removed says since when a disk is removed and until when it can be restored.
+type Removed struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+}
+
+// Role says what a replica may be used for.
+type Role string
+
+// Roles of a replica.
+const (
+	InSync  Role = "in sync" // may be read; every write waits for it
+	Syncing Role = "syncing" // gets new writes and catches up
+	Out     Role = "out"     // must be resynced first
+	Async   Role = "async"   // lags by design
+)
+
+// Replica is one node's copy of a disk, or of the part of it that belongs to a group.
+type Replica struct {
+	ID             ukai.ReplicaID `json:"id"`
+	Node           NodeRef        `json:"node"`
+	Labels         ukai.Labels    `json:"labels,omitempty" doc:"of the node"`
+	Role           Role           `json:"role" enum:"in sync,syncing,out,async"`
+	NodeState      NodeState      `json:"nodeState" enum:"alive,suspect,dead,left"`
+	AllocatedBytes int64          `json:"allocatedBytes" doc:"-1: not known here, as it is on another node"`
+	BehindBytes    int64          `json:"behindBytes,omitempty" doc:"still to compare and copy, if known here"`
+	CopiedBytes    int64          `json:"copiedBytes,omitempty" doc:"by the resync that runs"`
+	Percent        int            `json:"percent,omitempty" doc:"of the resync that runs"`
+	ETASeconds     int64          `json:"etaSeconds,omitempty" doc:"until the resync that runs is done, if that can be told"`
+	Since          time.Time      `json:"since,omitzero" doc:"when it took that role, if known"`
+	Why            string         `json:"why,omitempty" doc:"it is not in sync"`
+}
+
+// Arbiter is a node that keeps a disk's quorum record.
+type Arbiter struct {
+	Node      NodeRef     `json:"node"`
+	Labels    ukai.Labels `json:"labels,omitempty" doc:"of the node"`
+	Reachable bool        `json:"reachable"`
+}
+
+// ResizeDisk asks for a new size.
+type ResizeDisk struct {
+	SizeBytes int64 `json:"sizeBytes" minimum:"1"`
+}
+
+// RemoveDisk says how long a removed disk can be restored.
+type RemoveDisk struct {
+	GraceSeconds *int64 `json:"graceSeconds,omitempty" minimum:"0" doc:"absent: 86400; 0: the data is given up at once"`
+}
+
+// RestoreDisk asks for a removed disk.
+type RestoreDisk struct {
+	Name string `json:"name,omitempty" maxLength:"63" doc:"absent: the name it had"`
+}
+
+// RenameDisk asks for another name.
+type RenameDisk struct {
+	Name string `json:"name" maxLength:"63"`
+}
+
+// SetDisk changes what is not empty of it.
+type SetDisk struct {
+	OnLoss string `json:"onLoss,omitempty" enum:"wait,error" doc:"what I/O does with too few in-sync replicas"`
+	Ack    string `json:"ack,omitempty" enum:"all,local" doc:"which replicas have a write before it is acknowledged"`
+}
+
+// Quorum modes of a disk.
+const (
+	QuorumMajority  = "majority"
+	QuorumPreferred = "preferred"
+	QuorumUnsafe    = "unsafe"
+)
+
+// SetQuorum says who decides about a disk.
+type SetQuorum struct {
+	Mode             string `json:"mode" enum:"majority,preferred,unsafe"`
+	Node             string `json:"node,omitempty" maxLength:"63" doc:"with preferred: the node that decides alone"`
+	AcceptSplitBrain string `json:"acceptSplitBrain,omitempty" maxLength:"63" doc:"with unsafe: the name of the disk, as a sign that its risk is understood"`
+}
+
+// ForceDisk says which of a disk's arbiters are gone for good.
+type ForceDisk struct {
+	Gone []string `json:"gone,omitempty" maxItems:"5" doc:"names of all arbiters that do not answer"`
+}
+
+// Takeover says how sure the administrator is that a disk's holder is gone.
+type Takeover struct {
+	Fenced bool `json:"fenced,omitempty" doc:"its machine is certainly off or cut off: depose it even if it seems to answer"`
+}
+
+// Handover names a disk's next holder.
+type Handover struct {
+	To    string `json:"to" maxLength:"63" doc:"name or id of the node"`
+	Force bool   `json:"force,omitempty" doc:"also if a program has the disk open, whose I/O then fails"`
+}
+
+// Map says where the blocks of a disk lie.
+type Map struct {
+	Disk           DiskRef  `json:"disk"`
+	SizeBytes      int64    `json:"sizeBytes"`
+	BlockSizeBytes int      `json:"blockSizeBytes"`
+	Blocks         uint64   `json:"blocks"`
+	Holder         *NodeRef `json:"holder,omitempty"`
+	Epoch          string   `json:"epoch"`
+	Version        uint64   `json:"version"`
+	Runs           []MapRun `json:"runs" doc:"sorted, gapless"`
+}
+
+// MapRun is a run of blocks with the same locations.
+type MapRun struct {
+	First          ukai.Index `json:"first"`
+	Count          uint64     `json:"count"`
+	Group          int        `json:"group"`
+	Generation     uint32     `json:"generation" doc:"counts changes of the group's in-sync set"`
+	Locations      []Replica  `json:"locations" doc:"allocatedBytes is that of the run"`
+	AllocatedBytes int64      `json:"allocatedBytes" doc:"of the fullest location on this node; -1: not known here"`
+}
