@@ -47,7 +47,10 @@ func (d *Disk) open(ctx context.Context, how claiming) error {
 	}
 	defer d.unlock()
 	if h := d.holding.Load(); h != nil {
-		return h.err()
+		if err := h.err(); err == nil || d.owed(h) {
+			return err
+		}
+		d.drop(h)
 	}
 	if d.host.isClosed() {
 		return fmt.Errorf("node: %w", ukai.ErrClosed)

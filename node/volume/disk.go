@@ -93,20 +93,27 @@ func (d *Disk) reserve(ctx context.Context, n int64) (reserved int64, err error)
 func (d *Disk) enter(ctx context.Context, how claiming) (*holding, error) {
 	for {
 		if h := d.holding.Load(); h != nil && h.ops.enter() {
-			if !h.used.Load() {
-				h.used.Store(true)
+			err := h.err()
+			if err == nil {
+				if !h.used.Load() {
+					h.used.Store(true)
+				}
+				return h, nil
 			}
-			if err := h.err(); err != nil {
-				h.ops.leave()
+			h.ops.leave()
+			if d.owed(h) {
 				return nil, err
 			}
-			return h, nil
 		}
 		if err := d.open(ctx, how); err != nil {
 			return nil, err
 		}
 	}
 }
+
+// owed says whether a holding that is over must go on failing its requests: somebody has attached the disk by it, or wrote what may be
+// lost. Otherwise the disk may be held anew as if it had never been.
+func (d *Disk) owed(over *holding) bool { return d.users() > 0 || over.dirty.Load() }
 
 // ReadAt fills p from off and returns len(p), or 0 and an error.
 func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {

@@ -217,6 +217,47 @@ func TestFlushTellsOnceOfWritesThatAreOutOfItsHands(t *testing.T) {
 	}
 }
 
+func TestDeposedUserWithoutAttachFailsNoLongerThanItsWritesAreInDoubt(t *testing.T) {
+	// A replica is out and its return is called off by the end: nothing comes to rest there any more.
+	deposed := func(w *world, write bool) {
+		w.write(2, 0, fill(512, 1)) // without Attach
+		if !write {
+			w.flush(2)
+		}
+		w.d(2).holding.Load().resting.Store(false)
+		rec := w.cells.record()
+		if err := w.d(0).Takeover(w.t.Context(), false); err != nil {
+			w.t.Fatal(err)
+		}
+		w.write(0, 0, fill(512, 2))
+		rec.Epoch++
+		w.nodes[2].host.Load().Observe(rec)
+	}
+	t.Run("nothing in doubt", func(t *testing.T) {
+		bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+			deposed(w, false)
+			w.wantRead(2, 0, fill(512, 2))
+		})
+	})
+	t.Run("a write that was not flushed", func(t *testing.T) {
+		bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+			deposed(w, true)
+			p := make([]byte, 512)
+			for range 4 { // to ask again does not keep it alive
+				if _, err := w.d(2).ReadAt(w.t.Context(), p, 0); !errors.Is(err, ukai.ErrFenced) {
+					w.t.Fatalf("read: %v, got %d", err, p[0])
+				}
+				time.Sleep(tickEvery)
+			}
+			time.Sleep(w.nodes[2].host.Load().cfg.Linger)
+			w.wantRead(2, 0, fill(512, 2))
+			if err := w.d(2).Flush(w.t.Context()); !errors.Is(err, ukai.ErrFenced) {
+				w.t.Errorf("flush: %v", err)
+			}
+		})
+	})
+}
+
 func TestSealedHolderStopsAtItsNextRequest(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
 		w.attach(2)

@@ -331,7 +331,7 @@ func (h *holding) idle() {
 	if time.Duration(h.quietTicks)*tickEvery >= writerLinger {
 		h.d.quiet.Store(true) // a write ends that; a disk that was not written yet is quiet from the beginning
 	}
-	if time.Duration(h.idleTicks)*tickEvery >= h.host.cfg.Linger && h.resting.Load() {
+	if time.Duration(h.idleTicks)*tickEvery >= h.host.cfg.Linger && (h.resting.Load() || h.err() != nil) {
 		h.d.lapse(h)
 	}
 }

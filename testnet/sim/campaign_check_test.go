@@ -34,7 +34,7 @@ func (c *campaign) watch() {
 			said := "epoch " + info.Epoch
 			var roles []string
 			for _, r := range info.Replicas {
-				roles = append(roles, fmt.Sprintf("%v on %s %s", r.ID, r.Node, r.Role))
+				roles = append(roles, fmt.Sprintf("%v on %v %s", r.ID, r.Node.ID, r.Role)) // a node that was never heard of has no name yet
 			}
 			slices.Sort(roles)
 			said += ", " + strings.Join(roles, ", ")
