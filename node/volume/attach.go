@@ -298,6 +298,10 @@ func (h *holding) recover(ctx context.Context, dead ukai.NodeID, fenced bool) er
 			return fmt.Errorf("waiting for the lease of the holder before: %w", context.Cause(ctx))
 		}
 	}
+	why := t.loses()
+	if why != "" { // said before it can come true: who says it may not live to see that
+		h.host.cfg.Log.Warn("writes that were acknowledged and not flushed may be lost", "disk", h.d.Name(), "epoch", h.epoch, "why", why)
+	}
 	activate := cell.Activate{Epoch: h.epoch, Nonce: h.nonce, Version: rec.Version, InSync: t.replicas(), Ahead: t.ahead()}
 	active, err := h.d.settled(ctx, activate)
 	switch {
@@ -309,8 +313,7 @@ func (h *holding) recover(ctx context.Context, dead ukai.NodeID, fenced bool) er
 	h.mu.Lock()
 	h.sets.resolve(active)
 	h.mu.Unlock()
-	if why := t.loses(); why != "" {
-		h.host.cfg.Log.Warn("writes that were acknowledged and not flushed may be lost", "disk", h.d.Name(), "epoch", h.epoch, "why", why)
+	if why != "" {
 		h.tell(Event{Kind: Lossy, Why: why})
 	}
 	return nil
@@ -407,10 +410,10 @@ func (h *holding) serve() {
 	h.checked = h.host.cfg.Clock()
 	h.rebuild()
 	h.mu.Unlock()
+	h.host.cfg.Log.Info("attached", "disk", h.d.Name(), "epoch", h.epoch) // before the first request is served
 	h.d.holding.Store(h)
 	h.host.heartbeat([]*holding{h})
 	h.mu.Lock()
 	h.goLocked(h.reconcile)
 	h.mu.Unlock()
-	h.host.cfg.Log.Info("attached", "disk", h.d.Name(), "epoch", h.epoch)
 }

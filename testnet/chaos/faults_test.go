@@ -47,7 +47,7 @@ type breaker struct {
 	spared *proc.Node        // where fio or the guest runs: its process is not killed, its power not cut
 	disks  []string          // those that must keep an in-sync replica
 	home   func() *proc.Node // which is broken more often than others
-	lossy  bool              // acknowledged writes may have been lost, see cutPower
+	lossy  bool              // the last in-sync replica has lost power, see cutPower
 	active []*fault
 	log    func(format string, args ...any)
 	counts map[string]int
@@ -291,9 +291,9 @@ func (b *breaker) another(than *proc.Node, kind string) bool {
 }
 
 // cutPower ends a node's machine with all that it had not synced, and boots it again when no disk counts it as in sync any more. Until
-// then nothing else is broken: acknowledged writes that nobody flushed may be lost if every in-sync replica lost power, and this test
-// wants to say that none is. So all replicas are to be in sync before. If the last of the others was dropped in that very moment, as
-// may happen on a busy machine, the disks are marked as lossy.
+// then nothing else is broken: acknowledged writes that nobody flushed may be lost if every in-sync replica lost power, and programs that
+// verify themselves are not to see that. So all replicas are to be in sync before. If the last of the others was dropped in that very
+// moment, as may happen on a busy machine, that is noted.
 func (b *breaker) cutPower(n *proc.Node) error {
 	if n == b.spared || n.Volume == nil {
 		return nil

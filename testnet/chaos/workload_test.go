@@ -31,6 +31,7 @@ const (
 	pause            = 30 * time.Millisecond  // between two operations of a worker, at most; a quarter of it at home
 	pauseAfterError  = 250 * time.Millisecond // so that a node that fails does not fill the history with writes of unknown outcome
 	stallWorthTold   = time.Second
+	flushesAtHome    = 64 // every so many operations there a worker flushes what it wrote
 	writesAwayOfHome = 50 // every so many operations a worker tries to write where another node has the disk
 )
 
@@ -102,6 +103,15 @@ func (f *handFile) at(op func(fd int, p []byte, off int64) (int, error), p []byt
 
 func (f *handFile) read(p []byte, off int64) error  { return f.at(unix.Pread, p, off) }
 func (f *handFile) write(p []byte, off int64) error { return f.at(unix.Pwrite, p, off) }
+
+func (f *handFile) sync() (err error) {
+	f.hand.do(func() {
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+			err = unix.Fsync(f.fd)
+		}
+	})
+	return err
+}
 
 func (f *handFile) close() (err error) {
 	f.hand.do(func() { err = unix.Close(f.fd) })
@@ -203,12 +213,18 @@ func (w *worker) run() {
 			}
 			w.file = f
 		}
-		write := home && w.rng.IntN(2) == 0 || !home && w.rng.IntN(writesAwayOfHome) == 0
+		kind := history.Read
+		switch {
+		case home && w.wrote && w.rng.IntN(flushesAtHome) == 0:
+			kind = history.Flush
+		case home && w.rng.IntN(2) == 0, !home && w.rng.IntN(writesAwayOfHome) == 0:
+			kind = history.Write
+		}
 		count := 1 + w.rng.IntN(maxSectors)
 		if w.rng.IntN(2) == 0 {
 			count = 1
 		}
-		if err := w.do(buf[:count*history.SectorBytes], write, w.sector(count)); err != nil {
+		if err := w.do(buf[:count*history.SectorBytes], kind, w.sector(count)); err != nil {
 			w.close()
 			if !w.r.sleep(pauseAfterError) {
 				return
@@ -229,18 +245,25 @@ func (w *worker) sector(count int) int64 {
 }
 
 // do runs one operation and records it.
-func (w *worker) do(p []byte, write bool, sector int64) error {
-	o := &history.Op{Node: w.r.nodes[w.at].Name, Worker: w.number, Sector: sector, Count: len(p) / history.SectorBytes}
-	if write {
+func (w *worker) do(p []byte, kind history.Kind, sector int64) error {
+	o := &history.Op{Kind: kind, Node: w.r.nodes[w.at].Name, Worker: w.number, Sector: sector, Count: len(p) / history.SectorBytes}
+	switch kind {
+	case history.Write:
 		w.wrote = true
-		o.Kind, o.ID = history.Write, history.ID(w.r.nextID.Add(1))
+		o.ID = history.ID(w.r.nextID.Add(1))
 		history.Fill(p, w.r.disk, sector, o.ID)
+	case history.Flush: // through a node that has lost the disk since, it says nothing of what others wrote
+		o.Sector, o.Count, o.Own = 0, 0, true
+	case history.Read:
 	}
 	o.Call = time.Now()
 	w.r.stalled.Store(o, nil)
-	if write {
+	switch kind {
+	case history.Write:
 		o.Err = w.file.write(p, sector*history.SectorBytes)
-	} else {
+	case history.Flush:
+		o.Err = w.file.sync()
+	case history.Read:
 		o.Err = w.file.read(p, sector*history.SectorBytes)
 	}
 	o.Ret = time.Now()
@@ -250,7 +273,7 @@ func (w *worker) do(p []byte, write bool, sector int64) error {
 		o.End = history.Refused
 	case o.Err != nil:
 		o.End = history.Maybe
-	case !write:
+	case kind == history.Read:
 		o.Saw = w.r.see(p, sector)
 	}
 	w.r.Add(o)
@@ -300,10 +323,7 @@ func (r *recorder) readAll(n *proc.Node, worker int) ([]byte, error) {
 func (r *recorder) summary() (counts map[string]int, longest []*history.Op) {
 	counts = map[string]int{}
 	for _, o := range r.Ops() {
-		kind := "reads"
-		if o.Kind == history.Write {
-			kind = "writes"
-		}
+		kind := [...]string{"reads", "writes", "flushes"}[o.Kind]
 		switch {
 		case o.Err == nil:
 			counts[kind]++

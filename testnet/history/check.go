@@ -15,7 +15,8 @@ import (
 // access is one sector's share of an operation or of a takeover, as the checker wants it.
 type access struct {
 	kind  Kind
-	id    ID // written or seen
+	id    ID   // written or seen
+	own   bool // a flush: only of what its node wrote
 	lossy bool
 	maybe bool // it may have had no effect
 	node  string
@@ -24,11 +25,14 @@ type access struct {
 // cell is one possible state of a sector.
 type cell struct {
 	now ID
+	by  string // the node that wrote it
 	// kept are the contents that a loss of power may leave: that of the last flush, and all since.
 	kept []ID // sorted
 }
 
-func (c cell) equal(d cell) bool { return c.now == d.now && slices.Equal(c.kept, d.kept) }
+func (c cell) equal(d cell) bool {
+	return c.now == d.now && c.by == d.by && slices.Equal(c.kept, d.kept)
+}
 
 // step returns what a sector may be after an access, nothing if it cannot have shown what was seen.
 func (c cell) step(a access) []cell {
@@ -36,11 +40,13 @@ func (c cell) step(a access) []cell {
 	case a.lossy:
 		var after []cell
 		for _, id := range c.kept {
-			after = append(after, cell{id, []ID{id}})
+			after = append(after, cell{now: id, kept: []ID{id}})
 		}
 		return after
+	case a.kind == Flush && a.own && c.by != a.node:
+		return []cell{c}
 	case a.kind == Flush:
-		return []cell{{c.now, []ID{c.now}}}
+		return []cell{{c.now, c.by, []ID{c.now}}}
 	case a.kind == Read && c.now != a.id:
 		return nil
 	case a.kind == Write:
@@ -48,7 +54,7 @@ func (c cell) step(a access) []cell {
 		if i, there := slices.BinarySearch(kept, a.id); !there {
 			kept = slices.Insert(slices.Clone(kept), i, a.id)
 		}
-		after := []cell{{a.id, kept}}
+		after := []cell{{a.id, a.node, kept}}
 		if a.maybe {
 			after = append(after, c)
 		}
@@ -89,7 +95,7 @@ var register = porcupine.Model{
 // volatile is the model of a sector of a disk that may lose power: what was not flushed may go with the holder.
 var volatile = func() porcupine.Model {
 	m := porcupine.NondeterministicModel{
-		Init: func() []any { return []any{cell{0, []ID{0}}} },
+		Init: func() []any { return []any{cell{kept: []ID{0}}} },
 		Step: func(state, input, _ any) (after []any) {
 			for _, c := range state.(cell).step(input.(access)) {
 				after = append(after, c)
@@ -159,7 +165,7 @@ func (h *History) sectors() map[int64][]porcupine.Operation {
 	var common []porcupine.Operation
 	for _, o := range h.ops {
 		if o.Kind == Flush && o.End == Done {
-			common = append(common, operation(access{kind: Flush, node: o.Node}, o.Worker, o.Call, o.Ret))
+			common = append(common, operation(access{kind: Flush, own: o.Own, node: o.Node}, o.Worker, o.Call, o.Ret))
 		}
 	}
 	for i, t := range h.takeovers {
@@ -167,10 +173,25 @@ func (h *History) sectors() map[int64][]porcupine.Operation {
 			common = append(common, operation(access{lossy: true, node: t.Node}, -1, h.begun(i), t.At))
 		}
 	}
-	for sector := range all {
-		all[sector] = append(all[sector], common...)
+	for sector, ops := range all {
+		first, last := span(ops)
+		for _, c := range common {
+			if c.Return > first && c.Call < last { // before or after, it makes no difference
+				ops = append(ops, c)
+			}
+		}
+		all[sector] = ops
 	}
 	return all
+}
+
+// span returns when the first of some operations was called, and when the last one returned.
+func span(ops []porcupine.Operation) (first, last int64) {
+	first = math.MaxInt64
+	for _, o := range ops {
+		first, last = min(first, o.Call), max(last, o.Return)
+	}
+	return first, last
 }
 
 // noticed is how long before a takeover was told of its holder may have answered already.

@@ -80,6 +80,7 @@ type Op struct {
 	Count     int  // sectors
 	ID        ID   // of a write; 0: of zeros
 	Saw       []ID // by a read, per sector
+	Own       bool // a flush that vouches only for what was written through its node
 	Call, Ret time.Time
 	End       End
 	Err       error

@@ -13,13 +13,14 @@ type step struct {
 	kind      Kind
 	id        ID
 	end       End
+	own       bool
 }
 
 func past(steps []step, takeovers ...Takeover) *History {
 	zero := time.Unix(1000, 0)
 	h := &History{takeovers: takeovers}
 	for i, s := range steps {
-		o := &Op{Node: s.node, Worker: i, Kind: s.kind, Count: 1, Call: zero.Add(time.Duration(s.call) * time.Millisecond), Ret: zero.Add(time.Duration(s.ret) * time.Millisecond), End: s.end}
+		o := &Op{Node: s.node, Worker: i, Kind: s.kind, Count: 1, Call: zero.Add(time.Duration(s.call) * time.Millisecond), Ret: zero.Add(time.Duration(s.ret) * time.Millisecond), End: s.end, Own: s.own}
 		if s.end != Done {
 			o.Err = errors.New("error")
 		}
@@ -43,19 +44,19 @@ func TestTheCheckerTellsGoodHistoriesFromBad(t *testing.T) {
 		steps []step
 		good  bool
 	}{
-		"a read sees the last write":                      {[]step{{1, 2, "t1", Write, 1, Done}, {3, 4, "t2", Read, 1, Done}}, true},
-		"a stale read":                                    {[]step{{1, 2, "t1", Write, 1, Done}, {3, 4, "t1", Write, 2, Done}, {5, 6, "t2", Read, 1, Done}}, false},
-		"an acknowledged write is lost":                   {[]step{{1, 2, "t1", Write, 1, Done}, {3, 4, "t2", Read, 0, Done}}, false},
-		"reads during a write may differ, old then new":   {[]step{{1, 9, "t1", Write, 1, Done}, {2, 3, "t1", Read, 0, Done}, {4, 5, "t2", Read, 1, Done}}, true},
-		"new, then old":                                   {[]step{{1, 9, "t1", Write, 1, Done}, {2, 3, "t1", Read, 1, Done}, {4, 5, "t2", Read, 0, Done}}, false},
-		"a failed write never happened":                   {[]step{{1, 2, "t1", Write, 1, Maybe}, {110, 111, "t2", Read, 0, Done}, {120, 121, "t1", Read, 0, Done}}, true},
-		"a failed write happened":                         {[]step{{1, 2, "t1", Write, 1, Maybe}, {110, 111, "t2", Read, 1, Done}, {120, 121, "t1", Read, 1, Done}}, true},
-		"a failed write happens before the next holder":   {[]step{{1, 2, "t1", Write, 1, Maybe}, {50, 51, "t1", Read, 0, Done}, {110, 111, "t2", Read, 1, Done}}, true},
-		"a failed write happens after the next holder":    {[]step{{1, 2, "t1", Write, 1, Maybe}, {110, 111, "t2", Read, 0, Done}, {120, 121, "t2", Read, 1, Done}}, false},
-		"of the last holder it may happen at any time":    {[]step{{101, 102, "t2", Write, 1, Maybe}, {110, 111, "t2", Read, 0, Done}, {120, 121, "t2", Read, 1, Done}}, true},
-		"a refused write happened":                        {[]step{{1, 2, "t1", Write, 1, Refused}, {110, 111, "t2", Read, 1, Done}}, false},
-		"somebody reads what nobody wrote":                {[]step{{1, 2, "t1", Read, 7, Done}}, false},
-		"a failed write comes back after it was replaced": {[]step{{1, 2, "t1", Write, 1, Maybe}, {5, 6, "t1", Write, 2, Done}, {110, 111, "t2", Read, 2, Done}, {120, 121, "t2", Read, 1, Done}}, false},
+		"a read sees the last write":                      {[]step{{1, 2, "t1", Write, 1, Done, false}, {3, 4, "t2", Read, 1, Done, false}}, true},
+		"a stale read":                                    {[]step{{1, 2, "t1", Write, 1, Done, false}, {3, 4, "t1", Write, 2, Done, false}, {5, 6, "t2", Read, 1, Done, false}}, false},
+		"an acknowledged write is lost":                   {[]step{{1, 2, "t1", Write, 1, Done, false}, {3, 4, "t2", Read, 0, Done, false}}, false},
+		"reads during a write may differ, old then new":   {[]step{{1, 9, "t1", Write, 1, Done, false}, {2, 3, "t1", Read, 0, Done, false}, {4, 5, "t2", Read, 1, Done, false}}, true},
+		"new, then old":                                   {[]step{{1, 9, "t1", Write, 1, Done, false}, {2, 3, "t1", Read, 1, Done, false}, {4, 5, "t2", Read, 0, Done, false}}, false},
+		"a failed write never happened":                   {[]step{{1, 2, "t1", Write, 1, Maybe, false}, {110, 111, "t2", Read, 0, Done, false}, {120, 121, "t1", Read, 0, Done, false}}, true},
+		"a failed write happened":                         {[]step{{1, 2, "t1", Write, 1, Maybe, false}, {110, 111, "t2", Read, 1, Done, false}, {120, 121, "t1", Read, 1, Done, false}}, true},
+		"a failed write happens before the next holder":   {[]step{{1, 2, "t1", Write, 1, Maybe, false}, {50, 51, "t1", Read, 0, Done, false}, {110, 111, "t2", Read, 1, Done, false}}, true},
+		"a failed write happens after the next holder":    {[]step{{1, 2, "t1", Write, 1, Maybe, false}, {110, 111, "t2", Read, 0, Done, false}, {120, 121, "t2", Read, 1, Done, false}}, false},
+		"of the last holder it may happen at any time":    {[]step{{101, 102, "t2", Write, 1, Maybe, false}, {110, 111, "t2", Read, 0, Done, false}, {120, 121, "t2", Read, 1, Done, false}}, true},
+		"a refused write happened":                        {[]step{{1, 2, "t1", Write, 1, Refused, false}, {110, 111, "t2", Read, 1, Done, false}}, false},
+		"somebody reads what nobody wrote":                {[]step{{1, 2, "t1", Read, 7, Done, false}}, false},
+		"a failed write comes back after it was replaced": {[]step{{1, 2, "t1", Write, 1, Maybe, false}, {5, 6, "t1", Write, 2, Done, false}, {110, 111, "t2", Read, 2, Done, false}, {120, 121, "t2", Read, 1, Done, false}}, false},
 	} {
 		v := past(c.steps, holders...).Check(t.TempDir())
 		if good := len(v.Violations) == 0; good != c.good || v.Unknown > 0 {
@@ -89,8 +90,9 @@ func TestALossOfPowerTakesOnlyWhatWasNotFlushedAndOnlyWithTheHolder(t *testing.T
 		return Takeover{Node: node, Epoch: epoch, At: time.Unix(1000, 0).Add(time.Duration(ms) * time.Millisecond), Lossy: lossy}
 	}
 	holders := []Takeover{at(0, "t1", 1, false), at(100, "t2", 2, true)}
-	w, f := func(call int, id ID) step { return step{call, call + 1, "t1", Write, id, Done} }, step{10, 11, "t1", Flush, 0, Done}
-	r := func(call int, id ID) step { return step{call, call + 1, "t2", Read, id, Done} }
+	w, f := func(call int, id ID) step { return step{call, call + 1, "t1", Write, id, Done, false} }, step{10, 11, "t1", Flush, 0, Done, false}
+	r := func(call int, id ID) step { return step{call, call + 1, "t2", Read, id, Done, false} }
+	own := func(node string) step { return step{10, 11, node, Flush, 0, Done, true} }
 	for name, c := range map[string]struct {
 		steps []step
 		good  bool
@@ -103,9 +105,11 @@ func TestALossOfPowerTakesOnlyWhatWasNotFlushedAndOnlyWithTheHolder(t *testing.T
 		"one thing is seen, then another":       {[]step{w(1, 1), f, w(20, 2), r(110, 1), r(120, 2)}, false},
 		"gone under the holder":                 {[]step{w(1, 1), w(20, 2), r(30, 1), r(110, 2)}, false},
 		"gone later than with the takeover":     {[]step{w(1, 1), w(20, 2), r(110, 2), r(120, 0)}, false},
-		"a flush during the write vouches not":  {[]step{{1, 20, "t1", Write, 1, Done}, f, r(110, 0)}, true},
-		"a flush that failed vouches not":       {[]step{w(1, 1), {10, 11, "t1", Flush, 0, Maybe}, r(110, 0)}, true},
-		"a failed write that is seen, then not": {[]step{{1, 2, "t1", Write, 1, Maybe}, r(110, 1), r(120, 0)}, false},
+		"a flush during the write vouches not":  {[]step{{1, 20, "t1", Write, 1, Done, false}, f, r(110, 0)}, true},
+		"a flush that failed vouches not":       {[]step{w(1, 1), {10, 11, "t1", Flush, 0, Maybe, false}, r(110, 0)}, true},
+		"a flush of the node that wrote it":     {[]step{w(1, 1), own("t1"), r(110, 0)}, false},
+		"a flush of another node than wrote it": {[]step{w(1, 1), own("t2"), r(110, 0)}, true},
+		"a failed write that is seen, then not": {[]step{{1, 2, "t1", Write, 1, Maybe, false}, r(110, 1), r(120, 0)}, false},
 	} {
 		v := past(c.steps, holders...).Check(t.TempDir())
 		if good := len(v.Violations) == 0; good != c.good || v.Unknown > 0 {
