@@ -28,8 +28,10 @@ const (
 	nameFile     = "plain file"
 	namePass     = "FUSE pass-through"
 	nameUKAI     = "UKAI"
+	nameAll      = "UKAI, ack=all"
 	nameDiskless = "UKAI, no replica here"
 	nameFar      = "UKAI, a replica far away"
+	nameFarAll   = "UKAI, a replica far away, ack=all"
 	nameGluster  = "GlusterFS replica 2"
 	nameQuorum   = "QEMU quorum over NBD"
 )
@@ -176,7 +178,7 @@ func bench(ctx context.Context, o options) (r *results, err error) {
 		binaries = append(binaries, struct{ label, bin string }{" base", o.base})
 	}
 	for i, b := range binaries {
-		if o.wanted(nameUKAI) || o.wanted(nameDiskless) {
+		if o.wanted(nameUKAI) || o.wanted(nameAll) || o.wanted(nameDiskless) {
 			m, list, err := local(ctx, o, b.label, b.bin, filepath.Join(o.dir, "near"+b.label), o.port+3*i)
 			if err != nil {
 				return nil, err
@@ -184,13 +186,13 @@ func bench(ctx context.Context, o options) (r *results, err error) {
 			meshes["near"+b.label] = m
 			targets = append(targets, list...)
 		}
-		if o.wanted(nameFar) {
-			m, t, err := farAway(ctx, o, b.label, b.bin, filepath.Join(o.dir, "far"+b.label))
+		if o.wanted(nameFar) || o.wanted(nameFarAll) {
+			m, list, err := farAway(ctx, o, b.label, b.bin, filepath.Join(o.dir, "far"+b.label))
 			if err != nil {
 				return nil, err
 			}
 			meshes["far"+b.label] = m
-			targets = append(targets, t)
+			targets = append(targets, list...)
 		}
 	}
 	if o.peers {

@@ -75,48 +75,57 @@ func passThrough(ctx context.Context, dir string, size int64) (*target, error) {
 	return t, nil
 }
 
-// local is a mesh of three nodes on loopback, of which the first two hold both replicas. The first target is used on one of them,
-// the second one on the node without a replica.
+// shape is a disk of a mesh: where it is used, and how its writes are acknowledged.
+type shape struct {
+	name, ack string
+	at        *node
+}
+
+// disks makes the targets that are wanted of some shapes.
+func (m *mesh) disks(ctx context.Context, o options, label string, shapes []shape, rule ...string) (targets []*target, err error) {
+	for _, s := range shapes {
+		if !o.wanted(s.name) {
+			continue
+		}
+		disk := "d" + strconv.Itoa(len(targets))
+		if err := m.create(ctx, s.at, disk, o.size, append([]string{"--ack", s.ack}, rule...)...); err != nil {
+			return nil, errors.Join(err, m.close())
+		}
+		t := newTarget(s.name+label, s.at.file(disk))
+		t.mesh, t.pids, t.sent = m, m.pids, m.wire
+		targets = append(targets, t)
+	}
+	return targets, nil
+}
+
+// local is a mesh of three nodes on loopback, of which the first two hold both replicas; disks are used on one of them, or on the node
+// without a replica.
 func local(ctx context.Context, o options, label, bin, dir string, port int) (m *mesh, targets []*target, err error) {
 	m, err = startMesh(ctx, bin, dir, nil, port, spec{name: "a", dc: "one"}, spec{name: "b", dc: "one"}, spec{name: "c", dc: "two"})
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, shape := range []struct {
-		name string
-		at   *node
-	}{{nameUKAI, m.nodes[0]}, {nameDiskless, m.nodes[2]}} {
-		if !o.wanted(shape.name) {
-			continue
-		}
-		disk := "d" + strconv.Itoa(len(targets))
-		if err := m.create(ctx, shape.at, disk, o.size, "dc=one:2"); err != nil {
-			return nil, nil, errors.Join(err, m.close())
-		}
-		t := newTarget(shape.name+label, shape.at.file(disk))
-		t.mesh, t.pids, t.sent = m, m.pids, m.wire
-		targets = append(targets, t)
-	}
-	return m, targets, nil
+	near, diskless := m.nodes[0], m.nodes[2]
+	targets, err = m.disks(ctx, o, label, []shape{{nameUKAI, "local", near}, {nameAll, "all", near}, {nameDiskless, "local", diskless}}, "dc=one:2")
+	return m, targets, err
 }
 
 // farAway is a mesh with one replica a round trip of o.rtt away, and with the witness near.
-func farAway(ctx context.Context, o options, label, bin, dir string) (*mesh, *target, error) {
+func farAway(ctx context.Context, o options, label, bin, dir string) (m *mesh, targets []*target, err error) {
 	if err := wan.Supported(); err != nil {
 		return nil, nil, err
 	}
 	network := wan.New(fmt.Sprintf("ub%d%s", os.Getpid()%10000, strings.TrimSpace(label)), 1)
 	network.SetBoth("near", "far", wan.Link{Delay: o.rtt / 2})
-	m, err := startMesh(ctx, bin, dir, network, 0, spec{name: "a", dc: "near"}, spec{name: "b", dc: "far"}, spec{name: "w", dc: "near", witness: true})
+	m, err = startMesh(ctx, bin, dir, network, 0, spec{name: "a", dc: "near"}, spec{name: "b", dc: "far"}, spec{name: "w", dc: "near", witness: true})
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := m.create(ctx, m.nodes[0], "d", o.size, "dc=near:1", "dc=far:1"); err != nil {
-		return nil, nil, errors.Join(err, m.close())
+	targets, err = m.disks(ctx, o, label, []shape{{nameFar, "local", m.nodes[0]}, {nameFarAll, "all", m.nodes[0]}}, "dc=near:1", "dc=far:1")
+	for _, t := range targets {
+		t.far = true
 	}
-	t := newTarget(nameFar+label, m.nodes[0].file("d"))
-	t.mesh, t.far, t.pids, t.sent = m, true, m.pids, m.wire
-	return m, t, nil
+	return m, targets, err
 }
 
 // settleDisk writes out what earlier runs have left in the page cache, so that it does not weigh on the next one.
