@@ -43,7 +43,7 @@ lint: ## gofmt and golangci-lint
 	$(LINT) run ./...
 
 .PHONY: test
-test: ## every test: unit, property, simulation, end-to-end with real mounts (root; under 15 minutes)
+test: ## every test: unit, property, simulation, end-to-end with real mounts, chaos (root; under 15 minutes)
 	@.ci/setup test
 	@$(MAKE) --no-print-directory build
 	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -count=1 -timeout 14m ./...

@@ -29,7 +29,7 @@ import (
 )
 
 var (
-	runFor = flag.Duration("for", time.Minute, "how long to break things; the check comes on top")
+	runFor = flag.Duration("for", 2*time.Minute, "how long to break things; the check comes on top")
 	seed   = flag.Uint64("seed", 0, "seed of the faults; 0: a new one")
 )
 
@@ -65,6 +65,7 @@ type run struct {
 	image    guest.Image
 	nextID   atomic.Uint64
 	episodes int
+	rec      *recorder // of the last episode
 	rng      *rand.Rand
 
 	lines  []string
@@ -140,6 +141,7 @@ func (r *run) episode(d time.Duration) {
 	r.m.AwaitDisk(other)
 
 	rec := newRecorder(uint32(n), recorded, r.mounts, r.hands, &r.nextID)
+	r.rec = rec
 	rec.start(workSeed)
 	var own verifier
 	if n%2 == 1 {
@@ -448,6 +450,11 @@ func (r *run) report() {
 		}
 	}
 	if r.t.Failed() {
+		if r.rec != nil {
+			if err := os.WriteFile(filepath.Join(r.dir, "history-"+r.rec.name), []byte(r.rec.TellAll()), 0o600); err != nil {
+				r.t.Error(err)
+			}
+		}
 		r.t.Logf("histories and logs are in %s; the same faults again: make chaos SEED=%d MINUTES=%.0f", r.dir, r.seed, max(1, runFor.Minutes()))
 	}
 }

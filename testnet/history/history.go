@@ -174,9 +174,22 @@ func (h *History) deadline(o *Op) time.Time {
 
 // Tell returns what happened to a sector, in order.
 func (h *History) Tell(sector int64) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tell(func(o *Op) bool { return o.Kind == Flush || o.Sector <= sector && sector < o.Sector+int64(o.Count) })
+}
+
+// TellAll returns all that has happened so far, in order.
+func (h *History) TellAll() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tell(func(*Op) bool { return true })
+}
+
+func (h *History) tell(concerns func(*Op) bool) string {
 	var lines []string
 	for _, o := range h.ops {
-		if o.Kind == Flush || o.Sector <= sector && sector < o.Sector+int64(o.Count) {
+		if concerns(o) {
 			line := o.String()
 			if o.Kind == Write && o.End == Maybe {
 				line += ", may take effect until " + Clock(h.deadline(o))
