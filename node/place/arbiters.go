@@ -25,27 +25,24 @@ const maxArbiterCandidates = 16
 //
 // The warnings say what no choice could mend, and what would.
 func Arbiters(replicas []ukai.NodeID, nodes []Node, near Near) (ids []ukai.NodeID, warnings []string) {
-	e := newElection(replicas, nodes, near)
-	count := e.count()
-	if count == 0 {
+	p := newPlanner(nodes, near)
+	e := p.election(p.find(replicas))
+	if len(e.candidates) == 0 {
 		return nil, []string{"no node is alive that could keep the disk's quorum record"}
 	}
-	best := e.elect(count)
-	for _, i := range members(best) {
-		ids = append(ids, e.candidates[i].ID)
-	}
-	slices.SortFunc(ids, func(a, b ukai.NodeID) int { return strings.Compare(string(a[:]), string(b[:])) })
-	return ids, e.warnings(best)
+	return e.ids(e.best), e.warnings(e.best)
 }
 
 // election compares sets of arbiters. A set is a bit mask over candidates.
 type election struct {
-	candidates []Node
-	replicas   []Node // those that are known, alive or not
+	p          *Planner
+	candidates []int  // nodes
+	replicas   []int  // nodes, those that are known, alive or not; by name
 	holds      uint32 // candidates that hold a replica
 	witnesses  uint32
-	far        [][]time.Duration // replica x candidate
+	far        [][maxArbiterCandidates]time.Duration // replica x candidate
 	failures   []failure
+	best       uint32
 }
 
 // failure is a part of the mesh that dies or is cut off, and what is left of the disk's replicas on either side.
@@ -55,124 +52,155 @@ type failure struct {
 	replicasOut bool
 	rank        int // 0 the death of a datacenter, 1 its isolation, 2 the death of a rack
 	isolated    bool
+	part        int // number of the datacenter or rack
 	datacenter  string
 }
 
-func newElection(replicas []ukai.NodeID, nodes []Node, near Near) *election {
-	e := &election{}
-	nodes = byName(nodes)
-	holds := func(n Node) bool { return slices.Contains(replicas, n.ID) }
-	for _, n := range nodes {
-		if holds(n) {
-			e.replicas = append(e.replicas, n)
+// replicaSet is the nodes of a disk's replicas: their numbers and 1.
+type replicaSet [MaxReplicas]int32
+
+// election elects the arbiters of disks with replicas on these nodes, which are sorted and different.
+func (p *Planner) election(replicas []int) *election {
+	var key replicaSet
+	keep := len(replicas) <= len(key)
+	if keep {
+		for i, r := range replicas {
+			key[i] = int32(r) + 1
+		}
+		if e := p.elections[key]; e != nil {
+			return e
 		}
 	}
-	e.candidates = e.shortlist(nodes, holds, near)
+	e := &election{p: p, replicas: slices.Clone(replicas)}
+	e.shortlist()
 	for i, n := range e.candidates {
-		if holds(n) {
+		if slices.Contains(replicas, n) {
 			e.holds |= 1 << i
 		}
-		if n.Witness {
+		if p.nodes[n].Witness {
 			e.witnesses |= 1 << i
 		}
 	}
-	for _, r := range e.replicas {
-		row := make([]time.Duration, len(e.candidates))
+	e.far = make([][maxArbiterCandidates]time.Duration, len(replicas))
+	for r, from := range replicas {
+		row := p.distances(from)
 		for i, n := range e.candidates {
-			row[i] = near.known(r, n)
+			e.far[r][i] = row[n]
 		}
-		e.far = append(e.far, row)
 	}
-	e.failures = e.findFailures()
+	e.findFailures()
+	e.best = e.elect(e.count())
+	if keep {
+		if len(p.elections) >= maxElections {
+			clear(p.elections)
+		}
+		p.elections[key] = e
+	}
 	return e
 }
 
-// shortlist returns the nodes worth comparing: replica holders, then of the others turn by turn one of each failure
+// arbiterRank is a node that may be shortlisted: witnesses and near ones first, then by name.
+type arbiterRank struct {
+	far  time.Duration // from all replicas together; negative for witnesses
+	node int
+}
+
+// shortlist finds the nodes worth comparing: replica holders, then of the others turn by turn one of each failure
 // domain, witnesses and near ones first.
-func (e *election) shortlist(nodes []Node, holds func(Node) bool, near Near) []Node {
-	var list, rest, leaving []Node
-	for _, n := range nodes {
-		switch {
-		case !n.Alive:
+func (e *election) shortlist() {
+	p := e.p
+	var leaving []int
+	rest := p.rest[:0]
+	for i := range p.nodes {
+		switch n := &p.nodes[i]; {
+		case !p.keeps[i]:
 		case n.Drain:
-			leaving = append(leaving, n)
-		case holds(n):
-			list = append(list, n)
+			leaving = append(leaving, i)
+		case slices.Contains(e.replicas, i):
+			e.candidates = append(e.candidates, i)
 		default:
-			rest = append(rest, n)
+			rest = append(rest, arbiterRank{node: i})
 		}
 	}
-	distance := func(n Node) (sum time.Duration) {
-		for _, r := range e.replicas {
-			sum += near.known(r, n)
+	for _, r := range e.replicas {
+		row := p.distances(r)
+		for i := range rest {
+			rest[i].far += row[rest[i].node]
 		}
-		return sum.Round(time.Millisecond)
 	}
-	slices.SortStableFunc(rest, func(a, b Node) int {
-		return cmp.Or(compareBool(b.Witness, a.Witness), cmp.Compare(distance(a), distance(b)))
-	})
-	for turn := 0; len(list) < maxArbiterCandidates && len(rest) > 0; turn++ {
-		seen := map[string]bool{}
-		rest = slices.DeleteFunc(rest, func(n Node) bool {
-			if seen[n.domain()] || len(list) == maxArbiterCandidates {
-				return false
+	for i := range rest {
+		r := &rest[i]
+		if r.far = r.far.Round(time.Millisecond); p.nodes[r.node].Witness {
+			r.far -= 1 << 60 // before all others
+		}
+	}
+	slices.SortFunc(rest, func(a, b arbiterRank) int { return cmp.Or(cmp.Compare(a.far, b.far), cmp.Compare(a.node, b.node)) })
+	for len(e.candidates) < maxArbiterCandidates && len(rest) > 0 {
+		p.turn++
+		left := rest[:0]
+		for _, r := range rest {
+			if rack := p.racks[r.node]; p.seen[rack] != p.turn && len(e.candidates) < maxArbiterCandidates {
+				p.seen[rack] = p.turn
+				e.candidates = append(e.candidates, r.node)
+			} else {
+				left = append(left, r)
 			}
-			seen[n.domain()] = true
-			list = append(list, n)
-			return true
-		})
+		}
+		rest = left
 	}
-	if len(list) < 3 {
-		list = append(list, leaving[:min(len(leaving), 3-len(list))]...)
+	p.rest = rest
+	if len(e.candidates) < 3 {
+		e.candidates = append(e.candidates, leaving[:min(len(leaving), 3-len(e.candidates))]...)
 	}
-	return list[:min(len(list), maxArbiterCandidates)]
+	e.candidates = e.candidates[:min(len(e.candidates), maxArbiterCandidates)]
 }
 
 // domain names what fails together with a node: its rack, or its datacenter if it has no rack.
 func (n Node) domain() string { return n.dc() + "\x00" + n.Labels["rack"] }
 
 // findFailures lists each datacenter's death and isolation, and each rack's death.
-func (e *election) findFailures() []failure {
-	part := func(rank int, value func(Node) string) []failure {
-		byValue := map[string]*failure{}
-		var order []string
-		find := func(n Node) *failure {
-			v := value(n)
-			if byValue[v] == nil {
-				byValue[v] = &failure{rank: rank, datacenter: n.dc()}
-				order = append(order, v)
-			}
-			return byValue[v]
-		}
-		for i, n := range e.candidates {
-			find(n).hit |= 1 << i
-		}
-		for _, r := range e.replicas {
-			find(r).replicasIn = true
-		}
-		var list []failure
-		for _, v := range order {
-			f := byValue[v]
-			for _, r := range e.replicas {
-				f.replicasOut = f.replicasOut || value(r) != v
-			}
-			list = append(list, *f)
-		}
-		return list
+func (e *election) findFailures() {
+	e.parts(0, e.p.dcs)
+	for _, f := range e.failures {
+		f.rank, f.isolated = 1, true
+		e.failures = append(e.failures, f)
 	}
-	list := part(0, Node.dc)
-	for _, f := range part(1, Node.dc) {
-		f.isolated = true
-		list = append(list, f)
+	e.parts(2, e.p.racks)
+}
+
+// parts adds the death of each part that the nodes are divided into.
+func (e *election) parts(rank int, part []int) {
+	first := len(e.failures)
+	find := func(node int) *failure {
+		for i := first; i < len(e.failures); i++ {
+			if e.failures[i].part == part[node] {
+				return &e.failures[i]
+			}
+		}
+		e.failures = append(e.failures, failure{rank: rank, part: part[node], datacenter: e.p.nodes[node].dc()})
+		return &e.failures[len(e.failures)-1]
 	}
-	return append(list, part(2, Node.domain)...)
+	for i, n := range e.candidates {
+		find(n).hit |= 1 << i
+	}
+	for _, r := range e.replicas {
+		find(r).replicasIn = true
+	}
+	for i := first; i < len(e.failures); i++ {
+		f := &e.failures[i]
+		f.replicasOut = slices.ContainsFunc(e.replicas, func(r int) bool { return part[r] != f.part })
+	}
 }
 
 // usable says whether the disk goes on somewhere through f with these arbiters.
 func (f *failure) usable(set uint32) bool {
-	need := bits.OnesCount32(set)/2 + 1
-	out := f.replicasOut && bits.OnesCount32(set&^f.hit) >= need
-	return out || f.isolated && f.replicasIn && bits.OnesCount32(set&f.hit) >= need
+	return f.usableWith(bits.OnesCount32(set&f.hit), bits.OnesCount32(set))
+}
+
+// usableWith is usable for any set of this size with so many members in the part that fails.
+func (f *failure) usableWith(in, size int) bool {
+	need := size/2 + 1
+	return f.replicasOut && size-in >= need || f.isolated && f.replicasIn && in >= need
 }
 
 // count returns how many arbiters there should be.
@@ -185,11 +213,13 @@ func (e *election) count() int {
 	case n < 5:
 		return 3
 	}
-	domains := map[string]bool{}
-	for _, n := range e.candidates {
-		domains[n.domain()] = true
+	racks := 0
+	for i := range e.failures {
+		if f := &e.failures[i]; f.rank == 2 && f.hit != 0 {
+			racks++
+		}
 	}
-	if len(domains) >= 5 {
+	if racks >= 5 {
 		return 5
 	}
 	return 3
@@ -232,17 +262,75 @@ func (e *election) standing(set uint32) score {
 // distance is how long a change of the record takes, from all replicas together: it waits for the nearest majority.
 func (e *election) distance(set uint32) (far time.Duration) {
 	need := bits.OnesCount32(set)/2 + 1
-	chosen := members(set)
-	to := make([]time.Duration, 0, len(chosen))
-	for _, row := range e.far {
-		to = to[:0]
-		for _, i := range chosen {
-			to = append(to, row[i])
+	for r := range e.far {
+		row := &e.far[r]
+		var nearest [maxArbiterCandidates]time.Duration // the first are the nearest, sorted
+		count := 0
+		for left := set; left != 0; left &= left - 1 {
+			d := row[bits.TrailingZeros32(left)%maxArbiterCandidates]
+			at := count
+			for ; at > 0 && nearest[at-1] > d; at-- {
+				nearest[at] = nearest[at-1]
+			}
+			nearest[at] = d
+			count++
 		}
-		slices.Sort(to)
-		far += to[need-1]
+		far += nearest[need-1]
 	}
 	return far.Round(time.Millisecond)
+}
+
+// outlook is what failures are survived by sets of one size. Most failures are survived by all of them or by none.
+type outlook struct {
+	always   packed // survived whatever the set
+	possible packed // survived by some set each; no set survives more
+	open     []openFailure
+}
+
+// openFailure is one that some sets survive: bit n of with says that those with n members in the part that fails do.
+type openFailure struct {
+	hit  uint32
+	with uint8
+	adds packed
+}
+
+// packed is a score without the distance, as a number that compares as the score does.
+type packed uint64
+
+// pack returns what one survived failure of a rank adds.
+func pack(rank int) packed { return 1 << (32 - 8*rank) }
+
+func (e *election) look(size int) (o outlook) {
+	all := uint32(1)<<len(e.candidates) - 1
+	// So many members fit outside of any one datacenter that outlives it; where some are left over, one datacenter has a majority in it.
+	over, sink := size, false
+	for i := range e.failures {
+		f := &e.failures[i]
+		least, most := max(0, size-bits.OnesCount32(all&^f.hit)), min(size, bits.OnesCount32(f.hit))
+		var with uint8
+		for n := least; n <= most; n++ {
+			if f.usableWith(n, size) {
+				with |= 1 << n
+			}
+		}
+		if f.rank == 0 {
+			over -= min(most, (size-1)/2)
+			sink = sink || with == 0
+		}
+		switch every := uint8(1)<<(most+1) - uint8(1)<<least; with {
+		case 0:
+		case every:
+			o.always += pack(f.rank)
+			o.possible += pack(f.rank)
+		default:
+			o.possible += pack(f.rank)
+			o.open = append(o.open, openFailure{f.hit, with, pack(f.rank)})
+		}
+	}
+	if over > 0 && !sink {
+		o.possible -= pack(0)
+	}
+	return o
 }
 
 // elect returns the best set of this size; of equals the one whose members come first in the shortlist.
@@ -250,17 +338,31 @@ func (e *election) elect(size int) uint32 {
 	if size == 0 {
 		return 0
 	}
+	o := e.look(size)
 	var best uint32
-	var top score // without the distance, which is looked at only where it decides
+	var top packed
 	var far time.Duration
-	for set := uint32(1)<<size - 1; set < 1<<len(e.candidates); set = next(set) {
-		s := e.standing(set)
-		switch d := s.compare(top); {
-		case best == 0 || d > 0:
-			best, top, far = set, s, e.distance(set)
-		case d == 0:
-			if near := e.distance(set); near < far {
-				best, far = set, near
+	for holders := min(size, bits.OnesCount32(e.holds)); holders >= 0; holders-- {
+		if best != 0 && top>>16 == o.possible>>16 {
+			break // sets with fewer holders survive no more
+		}
+		for set := uint32(1)<<size - 1; set < 1<<len(e.candidates); set = next(set) {
+			if bits.OnesCount32(set&e.holds) != holders {
+				continue
+			}
+			p := o.always + packed(holders)<<8 + packed(bits.OnesCount32(set&e.witnesses))
+			for i := range o.open {
+				if f := &o.open[i]; f.with>>bits.OnesCount32(set&f.hit)&1 != 0 {
+					p += f.adds
+				}
+			}
+			switch {
+			case best == 0 || p > top:
+				best, top, far = set, p, e.distance(set)
+			case p == top:
+				if near := e.distance(set); near < far {
+					best, far = set, near
+				}
 			}
 		}
 	}
@@ -271,7 +373,17 @@ func (e *election) elect(size int) uint32 {
 func next(set uint32) uint32 {
 	low := set & -set
 	carry := set + low
-	return carry | (carry^set)>>2/low
+	return carry | (carry^set)>>(2+bits.TrailingZeros32(low))
+}
+
+// ids returns the members of a set, sorted.
+func (e *election) ids(set uint32) []ukai.NodeID {
+	var ids []ukai.NodeID
+	for _, i := range members(set) {
+		ids = append(ids, e.p.nodes[e.candidates[i]].ID)
+	}
+	slices.SortFunc(ids, func(a, b ukai.NodeID) int { return strings.Compare(string(a[:]), string(b[:])) })
+	return ids
 }
 
 func members(set uint32) []int {
@@ -287,13 +399,13 @@ func (e *election) warnings(set uint32) []string {
 	var list []string
 	chosen := members(set)
 	if len(chosen) == 2 {
-		a, b := e.candidates[chosen[0]], e.candidates[chosen[1]]
+		a, b := e.p.nodes[e.candidates[chosen[0]]], e.p.nodes[e.candidates[chosen[1]]]
 		list = append(list, fmt.Sprintf("only two nodes, %s and %s, keep the disk's quorum record: when either is down, a disk that has lost a replica waits and cannot be attached; add a witness, or choose the node that may go on alone (quorum mode preferred)",
 			a.name(), b.name()))
 	}
 	var dcs []string
 	for _, i := range chosen {
-		if dc := e.candidates[i].dc(); dc != "" && !slices.Contains(dcs, dc) {
+		if dc := e.p.nodes[e.candidates[i]].dc(); dc != "" && !slices.Contains(dcs, dc) {
 			dcs = append(dcs, dc)
 		}
 	}

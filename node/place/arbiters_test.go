@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"ukai"
 )
 
@@ -88,4 +90,38 @@ func TestArbitersOfALargeMesh(t *testing.T) {
 	if len(ids) != 5 {
 		t.Errorf("%d arbiters", len(ids))
 	}
+}
+
+// Of all sets of arbiters the best is taken, however few of them are looked at.
+func TestElectionMissesNoBetterSetOfArbiters(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var tb testing.TB = &testing.T{}
+		var lines []string
+		for i := range rapid.IntRange(1, 14).Draw(t, "nodes") {
+			lines = append(lines, fmt.Sprintf("n%02d dc=%c rack=%c%s", i, 'a'+rapid.IntRange(0, 4).Draw(t, "dc"), 'p'+rapid.IntRange(0, 3).Draw(t, "rack"),
+				rapid.SampledFrom([]string{"", "", "", " witness", " drain", " down"}).Draw(t, "flag")))
+		}
+		nodes := mesh(tb, lines...)
+		salt := rapid.IntRange(1, 1000).Draw(t, "distances")
+		p := newPlanner(nodes, func(a, b ukai.NodeID) (time.Duration, bool) {
+			return time.Duration((int(a[0])*int(b[0])*salt)%7) * time.Millisecond, true
+		})
+		var replicas []int
+		for i := range nodes {
+			if rapid.Bool().Draw(t, "replica") && len(replicas) < 4 {
+				replicas = append(replicas, i)
+			}
+		}
+		e := p.election(replicas)
+		size := e.count()
+		best := uint32(0)
+		for set := uint32(1)<<size - 1; size > 0 && set < 1<<len(e.candidates); set = next(set) {
+			if best == 0 || e.score(set).compare(e.score(best)) > 0 {
+				best = set
+			}
+		}
+		if e.best != best {
+			t.Fatalf("elected %b %+v, best is %b %+v, of %d candidates", e.best, e.score(e.best), best, e.score(best), len(e.candidates))
+		}
+	})
 }

@@ -53,47 +53,40 @@ func InitialThick(rule Rule, diskBytes int64, nodes []Node, near Near) (Choice, 
 }
 
 func choose(rule Rule, diskBytes, need int64, nodes []Node, near Near) (Choice, error) {
-	if len(rule.Terms) == 0 {
-		return Choice{}, fmt.Errorf("place disk: %w: the rule is empty; say where the copies go, %s", ukai.ErrInvalid, examples)
-	}
-	if err := rule.check(); err != nil {
+	p := newPlanner(nodes, near)
+	e, err := p.eligibility(rule)
+	if err != nil {
 		return Choice{}, err
 	}
-	nodes = byName(nodes)
-	var fit []Node
-	for _, n := range nodes {
-		if n.unfit(need) == "" {
-			fit = append(fit, n)
+	s := p.searching(e, diskBytes)
+	for i := range p.nodes {
+		if p.nodes[i].fits(need) {
+			s.add(i)
 		}
 	}
-	s := newSearch(rule, fit, diskBytes, near)
-	want := make([]int, len(rule.Terms))
-	for t := range want {
-		want[t] = rule.Terms[t].Count
-	}
 	var got []int
-	set := s.fill(want)
+	set := s.fill(e.want)
 	if set == nil {
 		if s.gaveUp {
 			return Choice{}, fmt.Errorf("rule %q: %w: no placement found in %d steps, so that it is not known whether there is one; use fewer --spread keys",
 				rule, ukai.ErrUnmet, maxSearchSteps)
 		}
-		got, set = s.most(want)
+		got, set = s.most(e.want)
 	}
 	var c Choice
 	chosen := make([]Node, len(set))
 	for i, k := range set {
-		chosen[i] = s.candidates[k].node
+		chosen[i] = p.nodes[k]
 		c.Nodes = append(c.Nodes, chosen[i].ID)
-		if n := chosen[i]; n.room() < diskBytes {
+		if n := &chosen[i]; n.room() < diskBytes {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("node %s has room for %s of the disk's %s: it is full when more is written", n.name(), size(max(0, n.room())), size(diskBytes)))
 		}
 	}
-	c.Reasons = reasons(rule, need, nodes, chosen)
+	c.Reasons = reasons(rule, need, p.nodes, chosen)
 	if got == nil {
 		return c, nil
 	}
-	c.Unmet, c.Missing, c.Help = explain(rule, need, nodes, c.Reasons, got)
+	c.Unmet, c.Missing, c.Help = explain(rule, need, p.nodes, c.Reasons, got)
 	if rule.Mode == Strict || len(set) < rule.InSync() {
 		return Choice{Reasons: c.Reasons, Unmet: c.Unmet, Missing: c.Missing, Help: c.Help}, fmt.Errorf("rule %q: %w: %s", rule, ukai.ErrUnmet, c.Unmet)
 	}

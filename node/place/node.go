@@ -51,10 +51,15 @@ func (n Node) name() string {
 func (n Node) dc() string { return n.Labels[ukai.LabelDC] }
 
 // available returns the bytes that may still be put on the node.
-func (n Node) available() int64 { return max(0, n.FreeBytes-n.ReserveBytes) }
+func (n *Node) available() int64 { return max(0, n.FreeBytes-n.ReserveBytes) }
 
 // room returns what is left of available when all promises are called in; it may be negative.
-func (n Node) room() int64 { return n.available() - n.PromisedBytes }
+func (n *Node) room() int64 { return n.available() - n.PromisedBytes }
+
+// fits says whether unfit has nothing to say.
+func (n *Node) fits(need int64) bool {
+	return !n.Witness && n.Alive && !n.Drain && !n.NoNew && n.available() >= need
+}
 
 // unfit says why a node may take no new replica that needs this many bytes, whatever the rule says; "" if it may.
 func (n Node) unfit(need int64) string {

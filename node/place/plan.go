@@ -2,6 +2,7 @@ package place
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -60,7 +61,7 @@ type Step struct {
 // left.
 type Plan struct {
 	Steps    []Step
-	Target   []ukai.NodeID // where the replicas of the first group will be
+	Target   []ukai.NodeID // where the replicas of the first group will be, by name
 	Reasons  []Reason      // of every node that was considered, for the first group
 	Unmet    string        // what the rule cannot get, why, and what would help; empty if it will be met
 	Missing  string        // of Unmet only what
@@ -96,117 +97,130 @@ type Input struct {
 //
 // The error matches ukai.ErrInvalid for a rule that means nothing.
 func Relocate(in Input) (Plan, error) {
-	if in.RepairAfter == 0 {
-		in.RepairAfter = DefaultRepairAfter
+	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
+	plan, err := p.Plan(in.Rule, in.Rec, in.Allocated)
+	if err == nil {
+		plan.Reasons = p.Reasons(in.Rule, in.Rec, in.Allocated, plan)
 	}
-	if in.Allocated <= 0 || in.Allocated > in.Rec.Size {
-		in.Allocated = in.Rec.Size
-	}
-	if len(in.Rule.Terms) == 0 {
-		return Plan{}, fmt.Errorf("place disk: %w: the rule is empty; say where the copies go, %s", ukai.ErrInvalid, examples)
-	}
-	if err := in.Rule.check(); err != nil {
-		return Plan{}, err
-	}
-	in.Nodes = byName(in.Nodes)
-	var p Plan
-	minSync := Step{Kind: SetMinSync, MinSync: in.Rule.InSync()}
-	if minSync.MinSync < in.Rec.MinSync {
-		p.Steps = append(p.Steps, minSync) // else replicas that are not wanted any more could not be dropped
-	}
-	for i := range in.Rec.Groups {
-		p.group(in, &in.Rec.Groups[i], i == 0)
-	}
-	if minSync.MinSync > in.Rec.MinSync && p.Unmet == "" {
-		p.Steps = append(p.Steps, minSync)
-	}
-	p.arbiters(in)
-	return p, nil
+	return plan, err
 }
 
-// stays says why a member may not stay where it is; "" if it may.
-func (in *Input) stays(n Node, known bool) string {
-	switch {
-	case !known:
-		return "its node has left the mesh for good"
-	case n.Witness:
-		return n.name() + " is a witness and stores no blocks"
-	case n.Drain:
-		return n.name() + " is being drained"
-	case !n.Alive && in.RepairAfter > 0 && !n.DownSince.IsZero() && in.Now.Sub(n.DownSince) >= in.RepairAfter:
-		return n.name() + " " + n.down()
-	}
-	return ""
+// relocate is Relocate without the reasons, which take most of the time.
+func relocate(in Input) (Plan, error) {
+	return NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter).Plan(in.Rule, in.Rec, in.Allocated)
 }
 
-// group plans for one group.
-func (p *Plan) group(in Input, g *crdt.Group, first bool) {
-	byID := map[ukai.NodeID]Node{}
-	for _, n := range in.Nodes {
-		byID[n.ID] = n
+// work is the making of one plan.
+type work struct {
+	p         *Planner
+	e         *eligibility
+	rule      Rule
+	rec       *crdt.Record
+	allocated int64
+	targets   []int // nodes of the first group
+	plan      Plan
+}
+
+func (w *work) run() {
+	minSync := Step{Kind: SetMinSync, MinSync: w.rule.InSync()}
+	if minSync.MinSync < w.rec.MinSync {
+		w.plan.Steps = append(w.plan.Steps, minSync) // else replicas that are not wanted any more could not be dropped
 	}
-	kept := map[ukai.NodeID]int{} // preference of the nodes whose replicas may stay
+	for i := range w.rec.Groups {
+		g := &w.rec.Groups[i]
+		target := w.settled(g)
+		if target == nil || w.p.thorough {
+			target = w.target(g)
+			w.steps(g, target)
+		}
+		if i == 0 {
+			w.targets = slices.Sorted(slices.Values(target))
+			w.plan.Target = w.p.ids(w.targets)
+		}
+	}
+	if minSync.MinSync > w.rec.MinSync && w.plan.Unmet == "" {
+		w.plan.Steps = append(w.plan.Steps, minSync)
+	}
+	w.arbiters()
+}
+
+// settled returns the nodes of a group's members if they are just what the search would choose, so that the group needs no step: as many
+// as the rule wants, all where they may stay, and together filling all its terms. For the search prefers nodes with a replica to all others.
+func (w *work) settled(g *crdt.Group) []int {
+	s := w.p.searching(w.e, w.rec.Size)
 	for _, m := range g.Members {
-		n, known := byID[m.Node]
-		if m.Role == crdt.Async || in.stays(n, known) != "" {
+		if m.Role == crdt.Async {
 			continue
 		}
-		switch {
-		case m.Role == crdt.InSync && n.Alive:
-			kept[m.Node] = 3
-		case n.Alive:
-			kept[m.Node] = 2
-		default:
-			kept[m.Node] = 1
+		i, known := w.p.index[m.Node]
+		if !known || w.p.leaves[i] != "" || w.e.terms[i] == 0 || slices.Contains(s.candidates, i) {
+			return nil
 		}
+		s.add(i)
 	}
-	need := in.Allocated
-	var fit []Node
-	for _, n := range in.Nodes {
-		if kept[n.ID] > 0 || n.unfit(need) == "" {
-			fit = append(fit, n)
-		}
+	if len(s.candidates) != w.e.replicas() {
+		return nil
 	}
-	s := newSearch(in.Rule, fit, in.Rec.Size, in.Near)
-	s.kept = kept
-	want := make([]int, len(in.Rule.Terms))
-	for t := range want {
-		want[t] = in.Rule.Terms[t].Count
-	}
-	set := s.fill(want)
-	var got []int
-	if set == nil {
-		got, set = s.most(want)
-	}
-	var target []Node
-	for _, k := range set {
-		target = append(target, s.candidates[k].node)
-	}
-	if got != nil {
-		list := in.reasons(need, target, kept)
-		unmet, missing, help := explain(in.Rule, need, in.Nodes, list, got)
-		if s.gaveUp {
-			unmet = fmt.Sprintf("no placement was found in %d steps: use fewer --spread keys", maxSearchSteps)
-			missing, help = unmet, ""
-		}
-		if p.Unmet == "" {
-			p.Unmet, p.Missing, p.Help = unmet, missing, help
-		}
-	}
-	if first {
-		for _, n := range target {
-			p.Target = append(p.Target, n.ID)
-		}
-		p.Reasons = in.reasons(need, target, kept)
-	}
-	p.steps(in, g, target, byID)
+	return s.fill(w.e.want)
 }
 
-// reasons says of each node why it is or is not chosen.
-func (in *Input) reasons(need int64, target []Node, kept map[ukai.NodeID]int) []Reason {
-	list := reasons(in.Rule, need, in.Nodes, target)
+// target chooses the nodes of a group's replicas, best first, and says in the plan what cannot be had.
+func (w *work) target(g *crdt.Group) []int {
+	s := w.p.searching(w.e, w.rec.Size)
+	for _, m := range g.Members {
+		i, known := w.p.index[m.Node]
+		if m.Role == crdt.Async || !known || w.p.leaves[i] != "" {
+			continue
+		}
+		switch n := &w.p.nodes[i]; {
+		case m.Role == crdt.InSync && n.Alive:
+			s.kept[i] = 3
+		case n.Alive:
+			s.kept[i] = 2
+		default:
+			s.kept[i] = 1
+		}
+	}
+	for i := range w.p.nodes {
+		if s.kept[i] > 0 || w.p.nodes[i].fits(w.allocated) {
+			s.add(i)
+		}
+	}
+	set := s.fill(w.e.want)
+	if set != nil {
+		return set
+	}
+	gaveUp := s.gaveUp
+	got, set := s.most(w.e.want)
+	if w.plan.Unmet != "" {
+		return set
+	}
+	w.plan.Unmet, w.plan.Missing, w.plan.Help = explain(w.rule, w.allocated, w.p.nodes, w.p.reasons(w.rule, w.allocated, g, set), got)
+	if gaveUp {
+		w.plan.Unmet = fmt.Sprintf("no placement was found in %d steps: use fewer --spread keys", maxSearchSteps)
+		w.plan.Missing, w.plan.Help = w.plan.Unmet, ""
+	}
+	return set
+}
+
+// Reasons says of each node why a plan does or does not put a replica of the disk's first group on it.
+func (p *Planner) Reasons(rule Rule, rec crdt.Record, allocated int64, plan Plan) []Reason {
+	if allocated <= 0 || allocated > rec.Size {
+		allocated = rec.Size
+	}
+	return p.reasons(rule, allocated, &rec.Groups[0], p.find(plan.Target))
+}
+
+func (p *Planner) reasons(rule Rule, need int64, g *crdt.Group, target []int) []Reason {
+	chosen := make([]Node, len(target))
+	for i, n := range target {
+		chosen[i] = p.nodes[n]
+	}
+	list := reasons(rule, need, p.nodes, chosen)
 	for i := range list {
-		if r := &list[i]; r.Chosen && kept[r.Node] > 0 {
+		r := &list[i]
+		has := slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Node == r.Node && m.Role != crdt.Async })
+		if r.Chosen && has && p.stays(r.Node) == "" {
 			r.Why = "has a replica already"
 		}
 	}
@@ -214,13 +228,13 @@ func (in *Input) reasons(need int64, target []Node, kept map[ukai.NodeID]int) []
 }
 
 // steps lists what leads from a group's members to the target.
-func (p *Plan) steps(in Input, g *crdt.Group, target []Node, byID map[ukai.NodeID]Node) {
+func (w *work) steps(g *crdt.Group, target []int) {
 	inSync := g.Count(crdt.InSync)
-	on := func(id ukai.NodeID) func(crdt.Member) bool { return func(m crdt.Member) bool { return m.Node == id } }
 	coming := 0 // in sync when everything that is added or brought up to date is
-	bytes := in.share(g.ID)
-	for _, n := range target {
-		if i := slices.IndexFunc(g.Members, on(n.ID)); i >= 0 {
+	bytes := w.share(g.ID)
+	for _, i := range target {
+		n := &w.p.nodes[i]
+		if slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Node == n.ID }) {
 			if n.Alive {
 				coming++
 			}
@@ -228,19 +242,19 @@ func (p *Plan) steps(in Input, g *crdt.Group, target []Node, byID map[ukai.NodeI
 		}
 		coming++
 		inSync++
-		p.Steps = append(p.Steps, Step{Kind: AddReplica, Group: g.ID, Node: n.ID, From: in.nearest(g, n, byID), Bytes: bytes, InSync: inSync})
+		w.plan.Steps = append(w.plan.Steps, Step{Kind: AddReplica, Group: g.ID, Node: n.ID, From: w.nearest(g, i), Bytes: bytes, InSync: inSync})
 	}
 	// Those that are not in sync go first: that costs nothing.
 	members := slices.Clone(g.Members)
 	slices.SortStableFunc(members, func(a, b crdt.Member) int { return compareBool(a.Role == crdt.InSync, b.Role == crdt.InSync) })
 	// With a rule that cannot be met, what is there is not given up for less.
-	floor := min(in.Rule.Replicas(), g.Count(crdt.InSync))
+	floor := min(w.e.replicas(), g.Count(crdt.InSync))
 	for _, m := range members {
-		if m.Role == crdt.Async || slices.ContainsFunc(target, func(n Node) bool { return n.ID == m.Node }) {
+		i, known := w.p.index[m.Node]
+		if m.Role == crdt.Async || known && slices.Contains(target, i) {
 			continue
 		}
-		n, known := byID[m.Node]
-		why := in.stays(n, known)
+		why := w.p.stays(m.Node)
 		if why == "" {
 			why = "the rule does not want it there"
 		}
@@ -249,36 +263,36 @@ func (p *Plan) steps(in Input, g *crdt.Group, target []Node, byID map[ukai.NodeI
 				continue
 			}
 			inSync--
-		} else if p.Unmet != "" && (!known || !n.Alive) {
+		} else if w.plan.Unmet != "" && (!known || !w.p.nodes[i].Alive) {
 			continue // it may come back, and is better than nothing
 		}
-		p.Steps = append(p.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: why, InSync: inSync})
+		w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: why, InSync: inSync})
 	}
 }
 
 // share returns how many bytes a replica of a group takes.
-func (in *Input) share(group uint8) int64 {
-	if len(in.Rec.Groups) == 1 {
-		return in.Allocated
+func (w *work) share(group uint8) int64 {
+	if len(w.rec.Groups) == 1 {
+		return w.allocated
 	}
 	var blocks uint64
-	for _, r := range in.Rec.Runs {
+	for _, r := range w.rec.Runs {
 		if r.Group == group {
 			blocks += r.Count
 		}
 	}
-	return int64(float64(in.Allocated) * float64(blocks) / float64(in.Rec.Blocks()))
+	return int64(float64(w.allocated) * float64(blocks) / float64(w.rec.Blocks()))
 }
 
-// nearest returns the node with an in-sync replica that is nearest to n.
-func (in *Input) nearest(g *crdt.Group, n Node, byID map[ukai.NodeID]Node) (from ukai.NodeID) {
+// nearest returns the node with an in-sync replica that is nearest to another.
+func (w *work) nearest(g *crdt.Group, to int) (from ukai.NodeID) {
 	var best time.Duration
 	for _, m := range g.InSync() {
-		s, known := byID[m.Node]
-		if !known || !s.Alive {
+		i, known := w.p.index[m.Node]
+		if !known || !w.p.nodes[i].Alive {
 			continue
 		}
-		if d := in.Near.known(s, n); from.IsZero() || d < best {
+		if d := w.p.distances(i)[to]; from.IsZero() || d < best {
 			from, best = m.Node, d
 		}
 	}
@@ -287,47 +301,41 @@ func (in *Input) nearest(g *crdt.Group, n Node, byID map[ukai.NodeID]Node) (from
 
 // arbiters plans a move of the quorum record, if that makes the disk survive more, or brings the record to where the
 // replicas will be. A few milliseconds more or less are no reason to move it.
-func (p *Plan) arbiters(in Input) {
-	replicas := p.Target
-	if len(replicas) == 0 || in.Rec.Quorum != crdt.Majority {
+func (w *work) arbiters() {
+	if len(w.targets) == 0 || w.rec.Quorum != crdt.Majority {
 		return // who may decide alone was chosen by an operator
 	}
-	nodes := slices.Clone(in.Nodes)
-	for i := range nodes {
-		// A node that is down for a moment keeps its place.
-		if n := &nodes[i]; !n.Alive && in.stays(Node{Name: n.Name, DownSince: n.DownSince}, true) == "" {
-			n.Alive = true
-		}
-	}
-	e := newElection(replicas, nodes, in.Near)
-	best := e.elect(e.count())
-	if best == 0 {
+	e := w.p.election(w.targets)
+	if e.best == 0 {
 		return
 	}
 	var now uint32
 	var gone []string
-	for _, id := range in.Rec.Arbiters {
-		i := slices.IndexFunc(e.candidates, func(n Node) bool { return n.ID == id })
-		if i >= 0 && !e.candidates[i].Drain {
-			now |= 1 << i
-			continue
+	for _, id := range w.rec.Arbiters {
+		i, known := w.p.index[id]
+		at := slices.Index(e.candidates, i)
+		switch {
+		case known && at >= 0 && !w.p.nodes[i].Drain:
+			now |= 1 << at
+		case known:
+			gone = append(gone, w.p.nodes[i].name())
+		default:
+			gone = append(gone, id.Short())
 		}
-		name := id.Short()
-		if i := slices.IndexFunc(in.Nodes, func(n Node) bool { return n.ID == id }); i >= 0 {
-			name = in.Nodes[i].name()
-		}
-		gone = append(gone, name)
+	}
+	if len(gone) == 0 && now == e.best {
+		return
 	}
 	var old, top score
 	if len(gone) == 0 {
-		old, top = e.score(now), e.score(best)
+		old, top = e.score(now), e.score(e.best)
 	}
 	var why string
 	switch {
 	case len(gone) > 0:
 		why = strings.Join(gone, ", ") + " cannot keep it any more"
-	case len(in.Rec.Arbiters) != len(members(best)):
-		why = fmt.Sprintf("%d nodes should keep it", len(members(best)))
+	case len(w.rec.Arbiters) != bits.OnesCount32(e.best):
+		why = fmt.Sprintf("%d nodes should keep it", bits.OnesCount32(e.best))
 	case slices.Compare(top.survived[:], old.survived[:]) > 0:
 		why = "the disk survives more failures then"
 	case top.far+arbiterDistance < old.far && 2*top.far < old.far:
@@ -335,16 +343,12 @@ func (p *Plan) arbiters(in Input) {
 	default:
 		return
 	}
-	var ids []ukai.NodeID
-	for _, i := range members(best) {
-		ids = append(ids, e.candidates[i].ID)
-	}
-	slices.SortFunc(ids, func(a, b ukai.NodeID) int { return strings.Compare(string(a[:]), string(b[:])) })
-	if slices.Equal(ids, in.Rec.Arbiters) {
+	ids := e.ids(e.best)
+	if slices.Equal(ids, w.rec.Arbiters) {
 		return
 	}
-	p.Steps = append(p.Steps, Step{Kind: MoveArbiters, Arbiters: ids, Why: why})
-	p.Warnings = append(p.Warnings, e.warnings(best)...)
+	w.plan.Steps = append(w.plan.Steps, Step{Kind: MoveArbiters, Arbiters: ids, Why: why})
+	w.plan.Warnings = append(w.plan.Warnings, e.warnings(e.best)...)
 }
 
 // arbiterDistance is the gain in round-trip time, summed over the replicas, for which the quorum record is moved.

@@ -2,6 +2,7 @@ package place
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -118,6 +119,49 @@ func TestNodeThatIsDownForAMomentIsWaitedFor(t *testing.T) {
 	}
 }
 
+// A planner that has planned for other disks before, and looks first whether anything is to be done, plans as one that looks for the best nodes
+// at once, and as one that is made for this disk.
+func TestShortCutsOfThePlannerChangeNoPlan(t *testing.T) {
+	empty := 0
+	rapid.Check(t, func(t *rapid.T) {
+		var tb testing.TB = &testing.T{}
+		var lines []string
+		count := rapid.IntRange(2, 12).Draw(t, "nodes")
+		for i := range count {
+			line := fmt.Sprintf("n%02d dc=%c rack=%c", i, 'a'+rapid.IntRange(0, 2).Draw(t, "dc"), 'p'+rapid.IntRange(0, 3).Draw(t, "rack"))
+			line += rapid.SampledFrom([]string{"", "", "", "", " drain", " nonew", " down", " witness", " free=1"}).Draw(t, "flag")
+			lines = append(lines, line)
+		}
+		nodes := mesh(tb, lines...)
+		after := rapid.SampledFrom([]time.Duration{0, 3 * time.Hour}).Draw(t, "repair after")
+		quick, thorough := NewPlanner(nodes, nil, noon, after), NewPlanner(nodes, nil, noon, after)
+		thorough.thorough = true
+		for range rapid.IntRange(1, 6).Draw(t, "disks") {
+			r := rule(tb, rapid.SampledFrom([]string{"any:1", "any:2", "dc=a:1", "dc=b:1", "dc=a:2", "dc=a:1 dc=b:1", "dc=a:1 any:1", "any:2 --spread rack", "dc!=a:2", "any:2 --min-sync 2"}).Draw(t, "rule"))
+			rec := crdt.Record{Size: 10 * gib, BlockSize: ukai.DefaultBlockSize, MinSync: 1, Groups: []crdt.Group{{}}}
+			for i, at := range rapid.Permutation([]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}[:count]).Draw(t, "replicas")[:rapid.IntRange(1, min(3, count)).Draw(t, "copies")] {
+				m := crdt.Member{Replica: ukai.ReplicaID(1 + i), Node: nodes[at].ID, Role: rapid.SampledFrom([]crdt.Role{crdt.InSync, crdt.InSync, crdt.Out, crdt.Async}).Draw(t, "role")}
+				rec.Groups[0].Members = append(rec.Groups[0].Members, m)
+				if i == 0 {
+					rec.Arbiters, _ = Arbiters([]ukai.NodeID{m.Node}, nodes, nil)
+				}
+			}
+			a, b := must(quick.Plan(r, rec, 0)), must(thorough.Plan(r, rec, 0))
+			c := must(Relocate(Input{Rule: r, Rec: rec, Nodes: nodes, Now: noon, RepairAfter: after}))
+			c.Reasons = nil
+			if !reflect.DeepEqual(a, b) || !reflect.DeepEqual(a, c) {
+				t.Fatalf("rule %v, members %v\nshort cut %+v\nthorough %+v\nalone %+v", r, rec.Groups[0].Members, a, b, c)
+			}
+			if len(a.Steps) == 0 {
+				empty++
+			}
+		}
+	})
+	if empty == 0 {
+		t.Error("no disk was settled: this shows nothing")
+	}
+}
+
 // Carried out step by step, with a new plan after each, a plan ends where it said, never has fewer copies in sync than
 // it had or than the rule asks for, and does not run in circles.
 func TestPlansArriveAndNeverGiveUpACopyTooEarly(t *testing.T) {
@@ -184,16 +228,4 @@ func must(p Plan, err error) Plan {
 		panic(err)
 	}
 	return p
-}
-
-func BenchmarkRelocate(b *testing.B) {
-	var lines []string
-	for i := range 100 {
-		lines = append(lines, fmt.Sprintf("n%d dc=dc%d rack=r%d", i, i%4, i%20))
-	}
-	nodes := mesh(b, lines...)
-	in := Input{Rule: rule(b, "dc=dc1:2 dc=dc2:1"), Rec: placed(b, nodes, "n0 n4"), Nodes: nodes, Now: noon}
-	for b.Loop() {
-		must(Relocate(in))
-	}
 }

@@ -190,7 +190,7 @@ func (s *Survey) repair(in Input, gone Selector, out *Outcome) {
 			n.Alive, n.DownSince = false, in.Now.Add(-in.RepairAfter)
 		}
 	}
-	plan, err := Relocate(in)
+	plan, err := relocate(in)
 	switch {
 	case err != nil:
 		out.Remedy = err.Error()
@@ -221,7 +221,7 @@ func (s *Survey) remedy(disk string, in Input, gone Selector, fate Fate) string 
 		}
 		with := in
 		with.Rule = rule
-		plan, err := Relocate(with)
+		plan, err := relocate(with)
 		return err == nil && plan.Unmet == "" && s.fate(plan.After(in.Rec), gone).Fate < min(fate, Waits)
 	}
 	if len(in.Rule.Terms) > 0 {
