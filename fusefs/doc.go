@@ -38,7 +38,8 @@
 // POSIX, open-file-description and flock locks are kept here, per node; only bytes 101 and 103 reach other nodes, by
 // attaching. A lock of these bytes is refused while another node has the disk; a shared one on a file opened for reading
 // only is granted without attaching, and who asks through it next is told of the conflict, which is how QEMU comes to say
-// 'Failed to get "write" lock'. There is no deadlock detection: F_SETLKW waits until the lock is free or a signal comes.
+// 'Failed to get "write" lock'. There is no deadlock detection: F_SETLKW waits until the lock is free or a signal comes. It
+// does not wait for another node that has the disk: that is EAGAIN, too.
 //
 // # Signals
 //
