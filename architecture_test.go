@@ -18,6 +18,7 @@ var homes = map[string]string{
 	"github.com/quic-go/quic-go":          "node/wire",
 	"github.com/dgraph-io/badger/v4":      "node/store",
 	"github.com/hanwen/go-fuse/v2":        "fusefs",
+	"github.com/zeebo/xxh3":               "node/store",
 	"github.com/fxamacker/cbor/v2":        "crdt/codec",
 	"github.com/danielgtaylor/huma/v2":    "node/admin",
 	"github.com/prometheus/client_golang": "node/admin",

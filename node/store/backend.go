@@ -87,6 +87,17 @@ type Replica interface {
 	Stamp(index ukai.Index) (ukai.BlockStamp, bool)
 	// Newer lists the blocks whose stamp is newer than a given one, in order; with the zero stamp, all that have one.
 	Newer(than ukai.BlockStamp) []BlockInfo
+	// Quiet returns a block's stamp, and whether the block is quiet: its stamp is not newer than the stable one, so that no write to it is
+	// under way, and none will be without a newer stamp. Any change of its data from here on makes SetChecksums refuse.
+	Quiet(index ukai.Index) (ukai.BlockStamp, bool)
+	// SetChecksums notes, lazily, the checksums of a quiet block, one per SumBytes, of data that was read after Quiet returned the stamp s. It
+	// keeps nothing if anything has changed since. Checksums end when the block's stamp is raised, or its data is changed otherwise: then
+	// durably before it is.
+	SetChecksums(ctx context.Context, index ukai.Index, s ukai.BlockStamp, sums []Sum) (kept bool, err error)
+	// Checksums returns the checksums that the data of a block must have, nil if they are not known.
+	Checksums(index ukai.Index) ([]Sum, error)
+	// Restore writes back what was there: WriteAt of all that one checksum is of, which leaves the checksums of the block if p has it.
+	Restore(p []byte, off int64) error
 	// DropBlock makes a block as if it had never been written: its data is discarded durably, then its stamp goes.
 	DropBlock(ctx context.Context, index ukai.Index) error
 

@@ -224,7 +224,7 @@ func (b *badgerDB) keepCompact() {
 	}
 }
 
-// compact merges the tables of full memtables if there are many. The database is small - some 60 bytes per block - so that all of
+// compact merges the tables of full memtables if there are many. The database is small - some 60 bytes per block, and 64 per MiB of quiet data - so that all of
 // it is merged into one level.
 func (b *badgerDB) compact() {
 	if b.db.Levels()[0].NumTables < compactTables {

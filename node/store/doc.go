@@ -11,7 +11,7 @@
 //
 //	k<key>                    what callers Put: identity, quorum records, the catalog's journal, peers
 //	r<disk><rid>              the replica's header: fence, stable, unclean, incarnation, state
-//	b<disk><rid><layer><index>  the stamp of a block
+//	b<disk><rid><layer><index>  the stamp of a block, and its checksums while it is quiet
 //	s<name>                   what the store knows about itself
 //
 // # What is durable when

@@ -38,6 +38,15 @@ func (r *replica) WriteAt(p []byte, off int64) error {
 	if err := r.check(off, n); err != nil {
 		return err
 	}
+	if err := r.void(off, n); err != nil {
+		return err
+	}
+	return r.write(p, off)
+}
+
+// write is WriteAt for what leaves the block's checksums true.
+func (r *replica) write(p []byte, off int64) error {
+	n := int64(len(p))
 	if err := r.admit(); err != nil {
 		return err
 	}
@@ -84,6 +93,9 @@ func (r *replica) Discard(off, n int64) error { return r.punch("discard", off, n
 
 func (r *replica) punch(doing string, off, n int64) error {
 	if err := r.check(off, n); err != nil || n == 0 {
+		return err
+	}
+	if err := r.void(off, n); err != nil {
 		return err
 	}
 	if err := r.admit(); err != nil {

@@ -73,25 +73,40 @@ func parseStampIndex(key string) (ukai.Index, error) {
 	return ukai.Index(binary.BigEndian.Uint64([]byte(key[stampKeyLen-8:]))), nil
 }
 
-// A stamp is 13 bytes: the form, the epoch and the checkpoint.
+// A stamp is 13 bytes: the form, the epoch and the checkpoint. In the form with checksums these follow.
 const (
-	stampForm = 1
-	stampLen  = 1 + 8 + 4
+	stampForm  = 1
+	summedForm = 2
+	stampLen   = 1 + 8 + 4
 )
 
-func encodeStamp(s ukai.BlockStamp) []byte {
-	b := append(make([]byte, 0, stampLen), stampForm)
+func encodeStamp(s ukai.BlockStamp, sums []Sum) []byte {
+	b := append(make([]byte, 0, stampLen+len(sums)*len(Sum{})), stampForm)
+	if len(sums) > 0 {
+		b[0] = summedForm
+	}
 	b = binary.BigEndian.AppendUint64(b, uint64(s.Epoch))
-	return binary.BigEndian.AppendUint32(b, s.Check)
+	b = binary.BigEndian.AppendUint32(b, s.Check)
+	for i := range sums {
+		b = append(b, sums[i][:]...)
+	}
+	return b
 }
 
-func decodeStamp(key string, v []byte) (s ukai.BlockStamp, err error) {
-	if len(v) != stampLen || v[0] != stampForm {
-		return s, corruptKey(key, fmt.Sprintf("holds %x, which is no stamp of form %d", clip(v), stampForm))
+func decodeStamp(key string, v []byte) (s ukai.BlockStamp, sums []Sum, err error) {
+	const each = len(Sum{})
+	switch {
+	case len(v) == stampLen && v[0] == stampForm:
+	case len(v) > stampLen && v[0] == summedForm && (len(v)-stampLen)%each == 0:
+		for rest := v[stampLen:]; len(rest) > 0; rest = rest[each:] {
+			sums = append(sums, Sum(rest[:each]))
+		}
+	default:
+		return s, nil, corruptKey(key, fmt.Sprintf("holds %x, which is no stamp of form %d or %d", clip(v), stampForm, summedForm))
 	}
 	s.Epoch = ukai.Epoch(binary.BigEndian.Uint64(v[1:]))
 	s.Check = binary.BigEndian.Uint32(v[9:])
-	return s, nil
+	return s, sums, nil
 }
 
 // headerForm is the newest form of a header that this release reads.

@@ -33,18 +33,19 @@ func TestKeysRoundTrip(t *testing.T) {
 			t.Fatal("a stamp key lies outside of its prefix")
 		}
 		s := ukai.BlockStamp{Epoch: ukai.Epoch(rapid.Uint64().Draw(t, "epoch")), Check: rapid.Uint32().Draw(t, "check")}
-		if got, err := decodeStamp(a, encodeStamp(s)); err != nil || got != s {
+		if got, _, err := decodeStamp(a, encodeStamp(s, nil)); err != nil || got != s {
 			t.Fatalf("stamp %v gives %v, %v", s, got, err)
 		}
 	})
 }
 
 func FuzzDecodeStamp(f *testing.F) {
-	f.Add(encodeStamp(ukai.BlockStamp{Epoch: 1, Check: 2}))
+	f.Add(encodeStamp(ukai.BlockStamp{Epoch: 1, Check: 2}, nil))
+	f.Add(encodeStamp(ukai.BlockStamp{Epoch: 1, Check: 2}, []Sum{{1}, {2}}))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, v []byte) {
-		s, err := decodeStamp("key", v)
-		if err == nil && string(encodeStamp(s)) != string(v) {
+		s, sums, err := decodeStamp("key", v)
+		if err == nil && string(encodeStamp(s, sums)) != string(v) {
 			t.Errorf("%x decodes to %v, which is not what it encodes", v, s)
 		}
 		if err != nil && !errors.Is(err, ukai.ErrCorrupt) {
@@ -108,7 +109,7 @@ func TestRubbishInTheDatabase(t *testing.T) {
 		"empty header":        {k.headerKey(), []byte{}, ukai.ErrCorrupt},
 		"newer header":        {k.headerKey(), newer, ukai.ErrVersion},
 		"stamp":               {k.stampKey(0, 3), []byte("rubbish"), ukai.ErrCorrupt},
-		"stamp key":           {k.stampPrefix(0) + "x", encodeStamp(ukai.BlockStamp{}), ukai.ErrCorrupt},
+		"stamp key":           {k.stampPrefix(0) + "x", encodeStamp(ukai.BlockStamp{}, nil), ukai.ErrCorrupt},
 		"nobody's header key": {string(spaceHeader) + "x", []byte("rubbish"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -158,6 +158,23 @@ func (m *Mem) Close() error {
 	return err
 }
 
+// Rot flips a bit of a byte of a replica's data as the device might: no one is told, and no power cut brings it back. It says whether anything
+// is stored there.
+func (m *Mem) Rot(disk ukai.DiskID, rid ukai.ReplicaID, off int64) bool {
+	m.disk.mu.Lock()
+	defer m.disk.mu.Unlock()
+	for key, data := range m.disk.data {
+		if p := data.pages[off/memPageBytes]; key.replicaKey == (replicaKey{disk, rid}) && p != nil && p.live != nil {
+			p.live[off%memPageBytes] ^= 0x10
+			if p.durable != nil {
+				p.durable[off%memPageBytes] ^= 0x10
+			}
+			return true
+		}
+	}
+	return false
+}
+
 // Incarnation implements Backend.
 func (m *Mem) Incarnation() ukai.Incarnation { return m.Store().Incarnation() }
 

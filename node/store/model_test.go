@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -44,10 +45,16 @@ func TestReplicaAgainstModel(t *testing.T) {
 		}
 		check(m.Create(ctx, disk, 1, store.ReplicaConfig{Size: modelBlocks * modelBlock, BlockSize: modelBlock}))
 		var r store.Replica
+		watched := make([]bool, modelBlocks) // a change of the block's data removes checksums, durably
 		reopen := func() {
 			var err error
 			r, err = m.OpenReplica(disk, 1)
 			check(err)
+			for i := range watched {
+				list, err := r.Checksums(ukai.Index(i))
+				check(err)
+				watched[i] = list != nil
+			}
 		}
 		reopen()
 		sectors := make([]sector, modelSectors)
@@ -73,17 +80,19 @@ func TestReplicaAgainstModel(t *testing.T) {
 			from := rapid.IntRange(0, modelSectors-1).Draw(t, "from")
 			return from, rapid.IntRange(from, min(from+8, from/sectorPerBlok*sectorPerBlok+sectorPerBlok-1)).Draw(t, "to") // within a block
 		}
-		touch := func() {
-			if !dirty {
-				settleKeys() // marking it is a durable put
+		touch := func(sector int) {
+			if i := sector / sectorPerBlok; !dirty || watched[i] {
+				settleKeys() // marking it, or removing checksums, is a durable put
+				watched[i] = false
 			}
 			dirty = true
 		}
+		step := 0
 		t.Repeat(map[string]func(*rapid.T){
 			"write": func(t *rapid.T) {
 				from, to := span()
 				serial = serial%250 + 1
-				touch()
+				touch(from)
 				check(r.WriteAt(bytes.Repeat([]byte{serial}, (to-from+1)*ukai.SectorSize), at(from)))
 				for i := from; i <= to; i++ {
 					sectors[i] = append(sectors[i], serial)
@@ -91,7 +100,7 @@ func TestReplicaAgainstModel(t *testing.T) {
 			},
 			"discard": func(t *rapid.T) {
 				from, to := span()
-				touch()
+				touch(from)
 				check(r.Discard(at(from), int64(to-from+1)*ukai.SectorSize))
 				for i := from; i <= to; i++ {
 					sectors[i] = append(sectors[i], 0)
@@ -107,7 +116,35 @@ func TestReplicaAgainstModel(t *testing.T) {
 					if stamps[i].Less(s) {
 						stamps[i] = s
 						settleKeys()
+						watched[i] = false
 					}
+				}
+			},
+			"checksum": func(t *rapid.T) {
+				i := ukai.Index(rapid.IntRange(0, modelBlocks-1).Draw(t, "block"))
+				if stamps[i] == (ukai.BlockStamp{}) {
+					return
+				}
+				check(r.Sync(ctx))
+				settleAll()
+				check(r.SetStable(stamps[i], false))
+				s, quiet := r.Quiet(i)
+				watched[i] = true
+				if unclean == quiet {
+					t.Fatalf("block %d is quiet: %v, unclean: %v", i, quiet, unclean)
+				}
+				list := blockSums(t, r, i)
+				if rapid.Bool().Draw(t, "written meanwhile") {
+					serial = serial%250 + 1
+					touch(int(i) * sectorPerBlok)
+					check(r.WriteAt(bytes.Repeat([]byte{serial}, ukai.SectorSize), int64(i)*modelBlock))
+					sectors[int(i)*sectorPerBlok] = append(sectors[int(i)*sectorPerBlok], serial)
+					quiet = false
+				}
+				kept, err := r.SetChecksums(ctx, i, s, list)
+				check(err)
+				if kept != quiet {
+					t.Fatalf("block %d: checksums kept: %v, want %v", i, kept, quiet)
 				}
 			},
 			"put": func(t *rapid.T) {
@@ -189,12 +226,30 @@ func TestReplicaAgainstModel(t *testing.T) {
 						t.Fatalf("%s = %d, want %d", k, got, settle(v)[0])
 					}
 				}
+				step++
+				i := ukai.Index(step % modelBlocks) // one at a time: it is the costly part
+				list, err := r.Checksums(i)
+				check(err)
+				if list != nil && !slices.Equal(list, blockSums(t, r, i)) {
+					t.Fatalf("block %d has checksums that are not of its data", i)
+				}
 				if got := r.Header().Unclean; got != unclean {
 					t.Fatalf("unclean is %v, want %v", got, unclean)
 				}
 			},
 		})
 	})
+}
+
+func blockSums(t *rapid.T, r store.Replica, i ukai.Index) (list []store.Sum) {
+	p := make([]byte, modelBlock)
+	if err := r.ReadAt(p, int64(i)*modelBlock); err != nil {
+		t.Fatal(err)
+	}
+	for part := range slices.Chunk(p, store.SumBytes) {
+		list = append(list, store.SumOf(part))
+	}
+	return list
 }
 
 func value(t *rapid.T, b store.Backend, key string) byte {

@@ -17,10 +17,12 @@ type raiseRound struct {
 	err    error // set before done is closed
 }
 
-// stampChange is a new stamp for a block, or none any more.
+// stampChange is a new stamp for a block, or none any more, or new checksums beside the stamp it has, or none any more.
 type stampChange struct {
 	stamp ukai.BlockStamp
 	drop  bool
+	sums  []Sum // of the block while it has this stamp
+	void  bool  // no checksums, whatever the stamp
 }
 
 // has says whether the round will have raised a block to at least s.
@@ -102,27 +104,42 @@ func (r *replica) joinRaise(ctx context.Context, from, to ukai.Index, c stampCha
 		if !c.drop && (r.stamps.cover(i, i, c.stamp) || r.present.has(i, c.stamp)) {
 			continue
 		}
-		if r.next == nil {
-			r.next = &raiseRound{blocks: make(map[ukai.Index]stampChange), done: make(chan struct{})}
-		}
-		round = r.next
+		round = r.nextRound()
 		if !round.has(i, c.stamp) || c.drop {
 			round.blocks[i] = c
 		}
 	}
-	if r.next != nil && r.present == nil {
-		r.startRound()
-		r.raisers.Go(r.raiseRounds)
-	}
+	r.startRounds()
 	r.raising.Unlock()
 	if round == nil {
 		return nil // another round raised them all in the meantime
 	}
+	return round.wait(ctx)
+}
+
+// wait returns the outcome of a round.
+func (r *raiseRound) wait(ctx context.Context) error {
 	select {
-	case <-round.done:
-		return round.err
+	case <-r.done:
+		return r.err
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// nextRound returns the round that takes changes. The caller holds raising.
+func (r *replica) nextRound() *raiseRound {
+	if r.next == nil {
+		r.next = &raiseRound{blocks: make(map[ukai.Index]stampChange), done: make(chan struct{})}
+	}
+	return r.next
+}
+
+// startRounds has the next round run, unless it will be when the present one ends. The caller holds raising.
+func (r *replica) startRounds() {
+	if r.next != nil && r.present == nil {
+		r.startRound()
+		r.raisers.Go(r.raiseRounds)
 	}
 }
 
@@ -151,31 +168,44 @@ func (r *replica) raiseRounds() {
 func (r *replica) runRound(round *raiseRound) error {
 	ctx := context.Background()
 	kvs := make([]KV, 0, min(len(round.blocks), MaxBatchKeys))
-	raises := false
+	// Removing checksums makes room for the data that was admitted already.
+	raises, force, bytes := false, false, 0
 	for i, c := range round.blocks {
 		kv := KV{K: r.key.stampKey(r.head, i)}
-		if !c.drop {
-			kv.V = encodeStamp(c.stamp)
+		switch now := r.stamps.get(i); {
+		case c.drop:
+		case !c.void && c.sums == nil:
+			kv.V = encodeStamp(c.stamp, nil)
 			raises = true
+		case now == nil || c.sums != nil && (*now != c.stamp || !r.summed.has(i)):
+			delete(round.blocks, i) // nothing to remove, or something was written since the checksums were made
+			continue
+		default:
+			kv.V = encodeStamp(*now, c.sums)
+			raises, force = raises || c.void, force || c.void
 		}
-		kvs = append(kvs, kv)
-		if len(kvs) == MaxBatchKeys {
-			if err := r.store.keys.put(ctx, false, false, kvs); err != nil {
+		kvs, bytes = append(kvs, kv), bytes+len(kv.K)+len(kv.V)
+		if len(kvs) == MaxBatchKeys || bytes > MaxBatchBytes-MaxValue {
+			if err := r.store.keys.put(ctx, false, force, kvs); err != nil {
 				return err
 			}
-			kvs = kvs[:0]
+			kvs, bytes = kvs[:0], 0
 		}
 	}
 	// The last put makes the earlier ones durable, too. A round of nothing but drops need not wait for that.
-	if err := r.store.keys.put(ctx, raises, false, kvs); err != nil {
+	if err := r.store.keys.put(ctx, raises, force, kvs); err != nil {
 		return err
 	}
 	for i, c := range round.blocks {
-		if c.drop {
+		switch {
+		case c.sums != nil:
+			continue
+		case c.drop:
 			r.stamps.drop(i)
-		} else {
+		case !c.void:
 			r.stamps.raise(i, c.stamp)
 		}
+		r.summed.clear(i)
 	}
 	return nil
 }

@@ -37,6 +37,7 @@ type replica struct {
 	syncs   committer
 
 	stamps  *stamps
+	summed  blockSet // with checksums, or about to get them
 	raising sync.Mutex
 	present *raiseRound // being made durable
 	next    *raiseRound // gathers raises
@@ -52,6 +53,7 @@ func openReplica(s *Store, k replicaKey, e *entry, h header) (*replica, error) {
 		turn: make(chan struct{}, 1), stamps: newStamps(ukai.Blocks(h.Size, h.BlockSize)),
 	}
 	r.syncs.run = r.syncFile
+	r.summed.resize(ukai.Blocks(h.Size, h.BlockSize))
 	r.size.Store(h.Size)
 	r.header.Store(&h)
 	if h.Dirty && h.Incarnation != s.incarnation {
@@ -90,11 +92,14 @@ func (r *replica) loadStamps() (beyond []ukai.Index, err error) {
 			beyond = append(beyond, index)
 			return nil
 		}
-		stamp, err := decodeStamp(key, v)
+		stamp, sums, err := decodeStamp(key, v)
 		if err != nil {
 			return err
 		}
 		r.stamps.raise(index, stamp)
+		if sums != nil {
+			r.summed.set(index)
+		}
 		return nil
 	})
 	return beyond, err

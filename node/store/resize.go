@@ -25,6 +25,9 @@ func (r *replica) Resize(ctx context.Context, size int64) error {
 	if size == h.Size {
 		return nil
 	}
+	if err := r.void(h.Size-1, 1); err != nil { // the last checksum will be of more
+		return err
+	}
 	if err := r.file.truncate(size); err != nil {
 		return r.writeError("resize", size, err)
 	}
@@ -33,6 +36,7 @@ func (r *replica) Resize(ctx context.Context, size int64) error {
 		return err
 	}
 	r.stamps.resize(ukai.Blocks(size, r.blockSize))
+	r.summed.resize(ukai.Blocks(size, r.blockSize))
 	r.size.Store(size)
 	return nil
 }
@@ -55,6 +59,9 @@ func (r *replica) Shrink(ctx context.Context, size int64) error {
 	if size == old {
 		return nil
 	}
+	if err := r.void(size-1, 1); err != nil { // the last checksum will be of less
+		return err
+	}
 	h.Size = size
 	if err := r.put(ctx, h, true); err != nil {
 		return err
@@ -67,6 +74,7 @@ func (r *replica) Shrink(ctx context.Context, size int64) error {
 		}
 	}
 	r.stamps.resize(uint64(first))
+	r.summed.resize(uint64(first))
 	if err := r.file.truncate(size); err != nil {
 		return r.writeError("shrink", size, err)
 	}
