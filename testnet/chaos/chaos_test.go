@@ -152,7 +152,7 @@ func (r *run) episode(d time.Duration) {
 	r.logf("episode %d: %s (ack=%s) is recorded through %d mounts, %s on %s verifies itself (ack=%s)", n, recorded, acks[0], len(r.mounts), own.what, spared.Name, acks[1])
 	b := &breaker{
 		m: r.m, rng: rand.New(rand.NewPCG(faultSeed, 1)), nodes: r.nodes, spared: spared, disks: []string{recorded, other}, log: r.logf, counts: r.faults,
-		home: func() *proc.Node { return r.mounts[rec.home.Load()] },
+		home: func() *proc.Node { return r.mounts[rec.home.Load()] }, flee: rec.flee,
 	}
 	b.shape()
 	// What runs must see no error; what begins to use a disk while no majority of its arbiters can be reached may be refused.
@@ -349,15 +349,14 @@ func (r *run) check(rec *recorder, mayLose bool) {
 	if text := rec.faulty.Load(); text != nil {
 		r.fail("%s: %s", rec.name, *text)
 	}
-	var told []loss
 	for _, n := range r.mounts {
 		log, err := os.ReadFile(n.Log)
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		told = append(told, attached(&rec.History, n.Name, rec.name, string(log))...)
+		attached(&rec.History, n.Name, rec.name, string(log))
 	}
-	rec.Judge(func(t []history.Takeover) { lose(t, told) })
+	told := rec.Losses()
 	r.counts["takeovers that may have lost writes"] += len(told)
 	if len(told) > 0 && !mayLose {
 		r.fail("%s: told of lost writes with ack=all, and not all replicas have lost power: %v", rec.name, told)

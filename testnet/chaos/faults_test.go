@@ -47,6 +47,7 @@ type breaker struct {
 	spared *proc.Node        // where fio or the guest runs: its process is not killed, its power not cut
 	disks  []string          // those that must keep an in-sync replica
 	home   func() *proc.Node // which is broken more often than others
+	flee   func()            // has the programs at home go on elsewhere
 	lossy  bool              // the last in-sync replica has lost power, see cutPower
 	active []*fault
 	log    func(format string, args ...any)
@@ -59,6 +60,7 @@ var kinds = []struct {
 	weight int
 }{
 	{"kill", 6}, {"freeze", 5}, {"cut", 3}, {"one-way cut", 3}, {"isolate", 4}, {"deaf", 2}, {"mute", 2}, {"slow", 4}, {"full", 2}, {"power cut", 2},
+	{"lag and kill", 6},
 }
 
 const maxActive = 2 // faults at a time
@@ -146,6 +148,7 @@ func (b *breaker) begin(until time.Time) error {
 	case 2, 3:
 		span /= 12 // over before anybody is given up
 	}
+	flees := b.rng.IntN(2) == 0 && a == b.home()
 	slow := wan.Link{
 		Delay: time.Duration(5+b.rng.IntN(300)) * time.Millisecond, Jitter: time.Duration(1+b.rng.IntN(30)) * time.Millisecond,
 		Loss: float64(b.rng.IntN(15)) / 100, Duplicate: float64(b.rng.IntN(10)) / 100, Reorder: float64(b.rng.IntN(10)) / 100,
@@ -204,10 +207,41 @@ func (b *breaker) begin(until time.Time) error {
 		f.heal = a.Volume.Free
 	case "power cut":
 		return b.cutPower(a)
+	case "lag and kill":
+		return b.lagAndKill(f, slow.Delay)
 	}
 	b.note(f)
+	if flees {
+		b.flee()
+	}
 	return nil
 }
+
+// lagAndKill kills the node that writes while what it sends needs long, and until others take it for dead: what is on other replicas then
+// is what was flushed, and little else with ack=local.
+func (b *breaker) lagAndKill(f *fault, delay time.Duration) error {
+	a := b.home()
+	if a == b.spared || b.busy(a) {
+		return nil
+	}
+	f.text = fmt.Sprintf("links from %s need %v", a.Name, delay)
+	f.link = func(from, _ *proc.Node, l *wan.Link) {
+		if from == a {
+			l.Delay += delay
+		}
+	}
+	b.note(f)
+	time.Sleep(delay * 2) // the fault itself
+	a.Kill()
+	f.node, f.until = a, time.Now().Add(lagAndKillFor)
+	f.heal = func() error { a.Start(); return nil }
+	b.log("fault: kill of %s for %v", a.Name, lagAndKillFor)
+	b.flee()
+	return nil
+}
+
+// lagAndKillFor is longer than others need to take a node for dead and the disk from it.
+const lagAndKillFor = 12 * time.Second
 
 func (b *breaker) note(f *fault) {
 	b.active = append(b.active, f)
@@ -309,6 +343,9 @@ func (b *breaker) cutPower(n *proc.Node) error {
 	f := &fault{kind: "power cut", node: n, text: "power cut of " + n.Name}
 	n.PowerCut()
 	b.note(f)
+	if n == b.home() {
+		b.flee()
+	}
 	for start := time.Now(); ; time.Sleep(200 * time.Millisecond) {
 		counted, last := false, false
 		for _, disk := range b.disks {

@@ -155,6 +155,11 @@ func (r *recorder) start(seed uint64) {
 	})
 }
 
+// flee moves the home, as a program is started elsewhere when its machine is gone.
+func (r *recorder) flee() {
+	r.home.Store((r.home.Load() + 1) % int32(len(r.nodes)))
+}
+
 // sleep returns false when the recorder stops.
 func (r *recorder) sleep(d time.Duration) bool {
 	select {

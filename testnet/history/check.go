@@ -233,6 +233,7 @@ const CheckFor = 20 * time.Second
 // Check checks every sector, and writes the history of those that no correct disk could have shown to dir. Nothing may be
 // added meanwhile.
 func (h *History) Check(dir string) (v Verdict) {
+	h.judge()
 	refused := map[ID]*Op{}
 	for _, o := range h.ops {
 		if o.Kind == Write && o.End == Refused {

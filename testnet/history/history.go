@@ -111,11 +111,19 @@ type Takeover struct {
 	Lossy bool
 }
 
+// Loss is a node's saying, before it takes a disk over, that what was acknowledged and not flushed may be lost by that.
+type Loss struct {
+	Node  string
+	Epoch uint64
+	At    time.Time
+}
+
 // History is all that happened to one disk. Its zero value is empty.
 type History struct {
 	mu        sync.Mutex
 	ops       []*Op
 	takeovers []Takeover // sorted by time
+	losses    []Loss
 }
 
 // Add records an operation that has returned.
@@ -133,11 +141,40 @@ func (h *History) Took(t Takeover) {
 	slices.SortStableFunc(h.takeovers, func(a, b Takeover) int { return a.At.Compare(b.At) })
 }
 
-// Judge lets f say of the takeovers, sorted by time, what they lost.
-func (h *History) Judge(f func([]Takeover)) {
+// Loses records that a takeover may have lost writes.
+func (h *History) Loses(l Loss) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	f(h.takeovers)
+	h.losses = append(h.losses, l)
+}
+
+// Losses returns what was said of losses.
+func (h *History) Losses() []Loss {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.losses)
+}
+
+// judge marks the takeovers that may have lost writes. A node that ended after it told of a loss, and before it told that it had the
+// disk, may have been its holder: then the next one misses what that lost.
+func (h *History) judge() {
+	for _, l := range h.losses {
+		own, next := -1, -1
+		for i, t := range h.takeovers {
+			switch {
+			case t.Epoch == l.Epoch:
+				own = i
+			case next < 0 && t.At.After(l.At):
+				next = i
+			}
+		}
+		if own < 0 {
+			own = next
+		}
+		if own >= 0 {
+			h.takeovers[own].Lossy = true
+		}
+	}
 }
 
 // Ops returns the operations in the order in which they returned.

@@ -85,6 +85,22 @@ func TestASectorTellsWhoWroteItAndWhetherItIsWhole(t *testing.T) {
 	}
 }
 
+func TestATakeoverIsLossyIfItWasSaidOfItOrOfOneThatEndedBeforeItCouldTell(t *testing.T) {
+	at := func(ms int) time.Time { return time.Unix(1000, 0).Add(time.Duration(ms) * time.Millisecond) }
+	var h History
+	for epoch, ms := range map[uint64]int{1: 0, 2: 10, 4: 30, 5: 40} {
+		h.Took(Takeover{Node: "t1", Epoch: epoch, At: at(ms)})
+	}
+	h.Loses(Loss{"t1", 2, at(9)})
+	h.Loses(Loss{"t2", 3, at(20)})
+	h.Check(t.TempDir())
+	for _, o := range h.Takeovers() {
+		if want := o.Epoch == 2 || o.Epoch == 4; o.Lossy != want {
+			t.Errorf("epoch %d: lossy is %v", o.Epoch, o.Lossy)
+		}
+	}
+}
+
 func TestALossOfPowerTakesOnlyWhatWasNotFlushedAndOnlyWithTheHolder(t *testing.T) {
 	at := func(ms int, node string, epoch uint64, lossy bool) Takeover {
 		return Takeover{Node: node, Epoch: epoch, At: time.Unix(1000, 0).Add(time.Duration(ms) * time.Millisecond), Lossy: lossy}

@@ -246,7 +246,7 @@ func (c *campaign) check(dir string) {
 		c.t.Fatal(err)
 	}
 	for _, d := range c.disks {
-		d.Judge(c.lossy)
+		c.losses(d)
 		v := d.Check(dir)
 		reads, failed := 0, 0
 		for _, o := range d.Ops() {
@@ -278,14 +278,11 @@ func (c *campaign) check(dir string) {
 	}
 }
 
-// lossy marks the takeovers that may have lost what was not flushed: some machine has lost power since the one before.
-func (c *campaign) lossy(takeovers []history.Takeover) {
-	const before = 10 * time.Second // a machine may lose power when a takeover has sealed it and not yet been told of
-	for i := range takeovers {
-		begin := time.Time{}
-		if i > 0 {
-			begin = takeovers[i-1].At.Add(-before)
+// losses holds what nodes told of lost writes against what was broken: with ack=all nothing is lost unless a machine has lost power.
+func (c *campaign) losses(d *disk) {
+	for _, l := range d.Losses() {
+		if d.ack == "all" && !slices.ContainsFunc(c.cuts, func(p powerCut) bool { return p.at.Before(l.At) }) {
+			c.fail("%s has ack=all, and %s tells of lost writes in epoch %d, at %s, although no machine has lost power", d.name, l.Node, l.Epoch, history.Clock(l.At))
 		}
-		takeovers[i].Lossy = slices.ContainsFunc(c.cuts, func(p powerCut) bool { return p.at.After(begin) && p.at.Before(takeovers[i].At) })
 	}
 }

@@ -101,6 +101,7 @@ type disk struct {
 	name   string
 	rule   string
 	rules  []string // it may get
+	ack    string
 	size   atomic.Int64
 	epochs sync.Map // epoch -> node, of those told of
 }
@@ -155,7 +156,7 @@ func (l nodeLog) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return l
 }
 
-// Handle notes who becomes a disk's holder.
+// Handle notes who becomes a disk's holder, and what may be lost by that.
 func (l nodeLog) Handle(_ context.Context, r slog.Record) error {
 	at := l.c.clock.now()
 	text, name, epoch := "", "", ukai.Epoch(0)
@@ -172,11 +173,14 @@ func (l nodeLog) Handle(_ context.Context, r slog.Record) error {
 		return true
 	})
 	l.c.journal.add(at, "%s %s %s%s", l.at, r.Level, r.Message, text)
-	if r.Message != "attached" {
-		return nil
-	}
 	for _, d := range l.c.disks {
-		if d.name != name {
+		switch {
+		case d.name != name:
+			continue
+		case r.Message == "writes that were acknowledged and not flushed may be lost":
+			d.Loses(history.Loss{Node: l.at, Epoch: uint64(epoch), At: at})
+			continue
+		case r.Message != "attached":
 			continue
 		}
 		d.Took(history.Takeover{Node: l.at, Epoch: uint64(epoch), At: at})
@@ -221,11 +225,11 @@ func runCampaign(t *testing.T, seed uint64) {
 		c.machines = append(c.machines, s)
 	}
 	for i := range 2 + c.rng.IntN(2) {
-		d := &disk{number: uint32(i + 1), name: fmt.Sprintf("d%d", i+1), rule: shape.rules[c.rng.IntN(len(shape.rules))], rules: shape.rules}
+		d := &disk{number: uint32(i + 1), name: fmt.Sprintf("d%d", i+1), rule: shape.rules[c.rng.IntN(len(shape.rules))], rules: shape.rules, ack: [...]string{"all", "local"}[(seed+uint64(i))%2]}
 		d.size.Store(diskBytes)
 		c.disks = append(c.disks, d)
-		c.m.Create(d.name, diskBytes, d.rule)
-		c.logf("%s is to be on %s", d.name, d.rule)
+		c.m.CreateAck(d.name, diskBytes, d.rule, d.ack)
+		c.logf("%s is to be on %s, ack=%s", d.name, d.rule, d.ack)
 	}
 	for _, d := range c.disks {
 		c.use(d, c.rng.Uint64())

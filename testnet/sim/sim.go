@@ -226,6 +226,12 @@ func (m *Mesh) AwaitWhole() {
 // Create makes a disk by a rule ("dc=tokyo:2 dc=osaka:1") and waits until every running node knows it.
 func (m *Mesh) Create(name string, size int64, rule string) {
 	m.T.Helper()
+	m.CreateAck(name, size, rule, "")
+}
+
+// CreateAck is Create for a disk whose writes are acknowledged when all replicas have them, or the local one.
+func (m *Mesh) CreateAck(name string, size int64, rule, ack string) {
+	m.T.Helper()
 	terms := strings.Fields(rule)
 	var at *Node
 	for _, n := range m.Order {
@@ -234,7 +240,7 @@ func (m *Mesh) Create(name string, size int64, rule string) {
 			break
 		}
 	}
-	if _, err := at.CreateDisk(context.Background(), admin.NewDisk{Name: name, SizeBytes: size, BlockSizeBytes: ukai.MinBlockSize, Rule: &admin.Rule{Terms: terms}}); err != nil {
+	if _, err := at.CreateDisk(context.Background(), admin.NewDisk{Name: name, SizeBytes: size, BlockSizeBytes: ukai.MinBlockSize, Rule: &admin.Rule{Terms: terms}, Ack: ack}); err != nil {
 		m.T.Fatal(err)
 	}
 	for _, n := range m.Order {
