@@ -60,7 +60,7 @@ var kinds = []struct {
 	weight int
 }{
 	{"kill", 6}, {"freeze", 5}, {"cut", 3}, {"one-way cut", 3}, {"isolate", 4}, {"deaf", 2}, {"mute", 2}, {"slow", 4}, {"full", 2}, {"power cut", 2},
-	{"lag and kill", 6},
+	{"lag and kill", 9},
 }
 
 const maxActive = 2 // faults at a time
@@ -217,10 +217,14 @@ func (b *breaker) begin(until time.Time) error {
 	return nil
 }
 
-// lagAndKill kills the node that writes while what it sends needs long, and until others take it for dead: what is on other replicas then
-// is what was flushed, and little else with ack=local.
+// lagAndKill kills the node that has the first disk attached, and a replica of it, while what it sends needs long, and until others have
+// taken the disk: they have what was flushed, and with ack=local not all of the rest.
 func (b *breaker) lagAndKill(f *fault, delay time.Duration) error {
-	a := b.home()
+	s, err := b.ask(b.disks[0])
+	if err != nil || s.Holder == nil || !s.inSync(s.Holder.Name) {
+		return nil //nolint:nilerr // nobody has it, or nobody can be asked
+	}
+	a := b.m.Nodes[s.Holder.Name]
 	if a == b.spared || b.busy(a) {
 		return nil
 	}
@@ -236,12 +240,14 @@ func (b *breaker) lagAndKill(f *fault, delay time.Duration) error {
 	f.node, f.until = a, time.Now().Add(lagAndKillFor)
 	f.heal = func() error { a.Start(); return nil }
 	b.log("fault: kill of %s for %v", a.Name, lagAndKillFor)
-	b.flee()
+	if a == b.home() {
+		b.flee()
+	}
 	return nil
 }
 
 // lagAndKillFor is longer than others need to take a node for dead and the disk from it.
-const lagAndKillFor = 12 * time.Second
+const lagAndKillFor = 20 * time.Second
 
 func (b *breaker) note(f *fault) {
 	b.active = append(b.active, f)
@@ -266,6 +272,7 @@ type replica struct {
 // shown is what `disk show` tells of a disk.
 type shown struct {
 	State    string
+	Holder   *struct{ Name string }
 	Why      string
 	ID       string
 	Epoch    string

@@ -24,7 +24,7 @@ import (
 )
 
 // Patience bounds how long Await waits for a condition on a busy machine.
-const Patience = 60 * time.Second
+const Patience = 3 * time.Minute
 
 // Spec describes one node.
 type Spec struct {
