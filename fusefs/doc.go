@@ -33,6 +33,9 @@
 //   - a handle that holds no such lock writes, discards, zeroes or resizes. The handle then counts as a writer until
 //     the process that wrote first closes it (see handle.flush) or the kernel releases it.
 //
+// Attaching ends within a bounded time, with EIO if the disk cannot be had: a hypervisor that starts wants an error, not a
+// hang. I/O of a disk that is attached waits for lost replicas as long as the disk's setting on-loss says.
+//
 // # Locks
 //
 // POSIX, open-file-description and flock locks are kept here, per node; only bytes 101 and 103 reach other nodes, by

@@ -78,7 +78,7 @@ func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, e
 	}
 	rec := crdt.Record{
 		Disk: ukai.NewDiskID(), Version: 1, Phase: crdt.PhaseReleased,
-		Size: d.SizeBytes, BlockSize: d.BlockSizeBytes,
+		Size: d.SizeBytes, BlockSize: d.BlockSizeBytes, Ack: crdt.AckLocal,
 	}
 	if err := applySafety(&rec, admin.SetDisk{OnLoss: d.OnLoss, Ack: d.Ack}); err != nil {
 		return fail(err)

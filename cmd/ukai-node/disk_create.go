@@ -74,7 +74,7 @@ Without terms the mesh's default rule holds.`,
 	flags.add(c)
 	c.Flags().StringVar(&blockSize, "block-size", "", "`SIZE` of a block, the unit of placement: a power of two from 1M to 64M (default 4M)")
 	c.Flags().StringVar(&disk.OnLoss, "on-loss", "", "what I/O does with fewer than min-sync replicas in sync, `WHAT`: wait for them, or error after a while (default wait)")
-	c.Flags().StringVar(&disk.Ack, "ack", "", "`WHEN` a write is acknowledged: when all in-sync replicas have it, or the local one; see disk set (default all)")
+	c.Flags().StringVar(&disk.Ack, "ack", "", "`WHEN` a write is acknowledged: local, when the in-sync replica on the node that uses the disk has it, or all; see disk set (default local)")
 	c.Flags().BoolVar(&disk.DryRun, "dry-run", false, "tell which nodes would be chosen and why, change nothing")
 	_ = c.RegisterFlagCompletionFunc("on-loss", fixed("wait", "error"))
 	_ = c.RegisterFlagCompletionFunc("ack", fixed("all", "local"))

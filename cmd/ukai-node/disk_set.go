@@ -17,10 +17,11 @@ func (a *app) diskSetCommand() *cobra.Command {
 		Short: "Change when writes are acknowledged, and what happens with too few replicas",
 		Long: `Change when writes are acknowledged, and what happens with too few replicas. It takes effect at once, also while the disk is used.
 
-  --ack all      a write is acknowledged when every in-sync replica has it
-  --ack local    when the in-sync replica on the node that uses the disk has it; the others get it within a second. A flush still waits
-                 for all. What was acknowledged and not flushed may be lost when that node's machine is lost, or is unreachable at a
-                 takeover. Without an in-sync replica on that node, as all
+  --ack local    a write is acknowledged when the in-sync replica on the node that uses the disk has it. It is sent to the others at the
+                 same time; when they lack 8 MiB, or something a second old, further writes wait for all. A flush always does. What was
+                 acknowledged and not flushed may be lost when that node's machine is lost, or is unreachable at a takeover.
+                 Without an in-sync replica on that node, as all
+  --ack all      when every in-sync replica has it
 
 How many replicas must be in sync is part of the disk's rule: place disk --min-sync.`,
 		Example:           "  ukai-node disk set vm1 --ack local",

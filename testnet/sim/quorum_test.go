@@ -141,7 +141,7 @@ func TestModeUnsafeMustBeMeant(t *testing.T) {
 func TestWhenWritesAreAcknowledgedIsChangedOnADiskInUse(t *testing.T) {
 	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		wan(m, 20*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
-		m.Create("vm1", 4<<20, "dc=tokyo:1 dc=osaka:1")
+		m.CreateAck("vm1", 4<<20, "dc=tokyo:1 dc=osaka:1", "all")
 		ctx := context.Background()
 		d := m.Nodes["t1"].Volume("vm1")
 		if err := d.Attach(ctx); err != nil {

@@ -84,7 +84,7 @@ func TestScenario02ARecoveryThatCrashesHalfWayLeavesOneOutcome(t *testing.T) {
 
 func TestScenario03APartitionedHolderGetsNoAckAndItsWritesAreUndone(t *testing.T) {
 	bubble(t, "t1:tokyo o1:osaka w1:osaka:witness", func(t *testing.T, m *Mesh) {
-		m.Create("vm1", 4<<20, "dc=tokyo:1 dc=osaka:1")
+		m.CreateAck("vm1", 4<<20, "dc=tokyo:1 dc=osaka:1", "all")
 		g := m.attach("t1", "vm1")
 		g.write(0, 1)
 		m.Cut("tokyo", "osaka")
@@ -137,7 +137,7 @@ func TestScenario04AHolderWithTheMajorityGoesOnAndTheOthersGetNothing(t *testing
 
 func TestScenario05AShrinkThatOneArbiterAcceptedLosesNothing(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
-		m.Create("vm1", 4<<20, "dc=tokyo:2")
+		m.CreateAck("vm1", 4<<20, "dc=tokyo:2", "all")
 		g := m.attach("t1", "vm1")
 		g.write(0, 1)
 		// Alone, t1 promises and accepts the change that drops t2, and gets no further.

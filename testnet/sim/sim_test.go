@@ -174,7 +174,7 @@ func TestALostReplicaIsDroppedAndNothingIsLost(t *testing.T) {
 
 func TestAnotherHostTakesOverAfterTheHolderCrashed(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
-		m.Create("vm1", 4<<20, "dc=tokyo:2")
+		m.CreateAck("vm1", 4<<20, "dc=tokyo:2", "all") // nothing is flushed below
 		ctx := context.Background()
 		d := m.Nodes["t1"].Volume("vm1")
 		if err := d.Attach(ctx); err != nil {

@@ -31,7 +31,7 @@ func (f *Fake) CreateDisk(_ context.Context, n admin.NewDisk) (admin.DiskCreated
 	}
 	d := admin.Disk{
 		Name: n.Name, State: admin.DiskIdle, SizeBytes: n.SizeBytes, BlockSizeBytes: n.BlockSizeBytes, Rule: text(rule), RuleMet: true, MinSync: max(1, rule.MinSync),
-		OnLoss: cmp.Or(n.OnLoss, "wait"), Ack: cmp.Or(n.Ack, "all"), Quorum: "majority", Epoch: "0", Version: 1, Created: Epoch, Path: "/ukai/" + n.Name,
+		OnLoss: cmp.Or(n.OnLoss, "wait"), Ack: cmp.Or(n.Ack, "local"), Quorum: "majority", Epoch: "0", Version: 1, Created: Epoch, Path: "/ukai/" + n.Name,
 		AllocatedBytes: n.SizeBytes / 4,
 	}
 	for _, c := range chosen {
