@@ -257,7 +257,8 @@ func (c *campaign) check(dir string) {
 				failed++
 			}
 		}
-		c.t.Logf("%s: %d operations, %d of them reads, %d failed; %d sectors, %d takeovers, %d not decided", d.name, len(d.Ops()), reads, failed, v.Sectors, len(d.Takeovers()), v.Unknown)
+		c.t.Logf("%s (ack=%s): %d operations, %d of them reads, %d failed; %d sectors, %d takeovers, %d that may have lost writes, %d not decided", d.name, d.ack, len(d.Ops()), reads, failed, v.Sectors,
+			len(d.Takeovers()), len(d.Losses()), v.Unknown)
 		for _, text := range v.Violations {
 			c.fail("%s: %s", d.name, text)
 		}
