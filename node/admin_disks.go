@@ -142,7 +142,11 @@ func (n *Node) describe(p people, name string, rec crdt.Record, rule string) adm
 		case alive == 0:
 			warn(admin.Critical, "no-replica", "bring one of its nodes back", "no node with an in-sync replica answers")
 		case alive < rec.MinSync:
-			warn(admin.Critical, "too-few-replicas", "bring one of its nodes back", "%d in-sync replicas answer, %d are needed to write", alive, rec.MinSync)
+			remedy := "bring one of its nodes back"
+			if slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Role != crdt.InSync && m.Role != crdt.Async && p.alive(m.Node) }) {
+				remedy = "wait until another replica is in sync again"
+			}
+			warn(admin.Critical, "too-few-replicas", remedy, "%d in-sync replicas answer, and writes wait for %d", alive, rec.MinSync)
 		}
 	}
 	reachable := 0

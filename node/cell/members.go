@@ -50,16 +50,18 @@ func rolesAre(rec *crdt.Record, id ukai.ReplicaID, in []uint8, role crdt.Role) b
 	return n > 0 && n >= len(in)
 }
 
-// Shrink takes a replica that failed out of the in-sync set, or gives up its resync.
+// Shrink takes a replica that failed, or is not wanted any more, out of the in-sync set, or gives up its resync.
 type Shrink struct {
 	Epoch   ukai.Epoch
 	Version uint64
 	Replica ukai.ReplicaID
 	In      []uint8
+	// Keep is how many must stay in sync. 0: one, for a replica that failed: with fewer than MinSync the holder acknowledges
+	// nothing, but only without this one may others become in sync.
+	Keep int
 }
 
-// Apply implements Change. It leaves at least MinSync members in sync: below that, writes wait. Where more are needed
-// than there are, repair is Join, Grow, then Shrink.
+// Apply implements Change. Where a replica works, repair is Join, Grow, then Shrink.
 func (c Shrink) Apply(rec crdt.Record) (crdt.Record, error) {
 	if err := wantHolding(c, &rec, c.Epoch, c.Version); err != nil {
 		return rec, err
@@ -81,8 +83,8 @@ func (c Shrink) Apply(rec crdt.Record) (crdt.Record, error) {
 			if left == 0 {
 				return rec, reject(c, "replica %v is the last one in sync in group %d", c.Replica, g.ID)
 			}
-			if left < rec.MinSync {
-				return rec, reject(c, "group %d would have %d replicas in sync, min-sync is %d", g.ID, left, rec.MinSync)
+			if left < c.Keep {
+				return rec, reject(c, "group %d would have %d replicas in sync, %d must stay", g.ID, left, c.Keep)
 			}
 			m.Role, changed = crdt.Out, true
 			g.Generation++

@@ -129,8 +129,8 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// WriteAt writes p at off and returns len(p) after every replica that may be in sync has it. After an error any of the
-// sectors may have been written.
+// WriteAt writes p at off and returns len(p) after every replica that may be in sync has it, and as many are in sync as the
+// disk demands. After an error any of the sectors may have been written.
 func (d *Disk) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := d.mutate(ctx, wire.KindWrite, p, off, int64(len(p))); err != nil {
 		return 0, d.story("write", off, len(p), err)
@@ -184,7 +184,11 @@ func (d *Disk) Flush(ctx context.Context) error {
 		return nil
 	}
 	defer h.ops.leave()
-	if err := h.flush(ctx); err != nil {
+	err := h.flush(ctx)
+	if err == nil {
+		err = h.vouched(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("flush %s: %w", d.Name(), err)
 	}
 	return nil

@@ -61,7 +61,7 @@ func (h *holding) retire(ctx context.Context, group uint8, replica ukai.ReplicaI
 	}
 	if m.Role == crdt.InSync {
 		// The guard of the change itself is looked at first, so that nothing is put in doubt for what is refused anyway.
-		shrink := cell.Shrink{Epoch: h.epoch, Version: rec.Version, Replica: replica, In: in}
+		shrink := cell.Shrink{Epoch: h.epoch, Version: rec.Version, Replica: replica, In: in, Keep: rec.MinSync}
 		next, err := shrink.Apply(rec.Clone())
 		if err != nil {
 			h.mu.Unlock()

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"fmt"
+
 	"ukai"
 	"ukai/crdt"
 )
@@ -40,15 +42,32 @@ func (x *explorer) guest(w *xWorld, h int, emit xEmit) {
 		n.acknowledged(y.value)
 		emit(n, "host %d acknowledges %d, applied here", h+1, y.value)
 	}
+	if y.unvouched != 0 && !s.suspended {
+		n := *w
+		for v := range uint8(8) {
+			if y.unvouched>>v&1 == 1 {
+				n.acknowledged(v)
+			}
+		}
+		n.host[h].unvouched = 0
+		if y.value == 0 {
+			x.vouched(&n, h)
+		}
+		emit(n, "host %d acknowledges what waited for min-sync", h+1)
+	}
 	if y.value != 0 && x.complete(y, s) {
 		n := *w
 		z := &n.host[h]
-		if y.told {
+		switch {
+		case y.told:
 			if x.epoch(w.rec) == y.epoch {
 				n.risk = false
 			}
-		} else {
+		case s.suspended && x.s.mutation != "ackbelow":
+			z.unvouched |= 1 << y.value
+		default:
 			n.acknowledged(y.value)
+			x.vouched(&n, h)
 		}
 		z.told = false
 		missed := x.role(y.known, crdt.Syncing) &^ y.acks &^ s.ack
@@ -60,6 +79,29 @@ func (x *explorer) guest(w *xWorld, h int, emit xEmit) {
 		emit(n, "host %d acknowledges %d, told before=%v", h+1, y.value, y.told)
 	}
 	x.reads(w, h, s, emit)
+}
+
+// vouched holds min-sync: when a guest is told of a write, so many replicas have what its block holds. No other write is under way.
+func (x *explorer) vouched(w *xWorld, h int) {
+	y := &w.host[h]
+	if y.told || y.known != w.rec {
+		return
+	}
+	have, first := 0, -1
+	for r := range x.s.replicas {
+		p := &w.replica[r]
+		switch {
+		case x.role(w.rec, crdt.InSync)&xBit(r) == 0:
+		case p.unclean: // it has had it
+			have++
+		case first < 0 || p.mem == w.replica[first].mem:
+			first = r
+			have++
+		}
+	}
+	if min := x.records[w.rec].MinSync; have < min {
+		x.problem = fmt.Sprintf("a write is acknowledged with %d replicas that have it, min-sync is %d", have, min)
+	}
 }
 
 // acksLocally says whether the guest may be answered though only the replica on its own node has the write: that is what

@@ -17,6 +17,7 @@ type scenario struct {
 	name      string
 	replicas  int
 	inSync    uint8 // mask at the start, 0: all
+	minSync   int   // 0: one
 	local     bool  // host i and replica i are on one node
 	ackLocal  bool  // the guest is answered when the replica on its node has a write; needs local
 	slowReads bool  // time passes between a replica's answer to a read and its arrival
@@ -165,6 +166,7 @@ var (
 		{name: "ack=local, shrink", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{shrinks: 1, ticks: 1}},
 		{name: "ack=local, restarts", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 2, max: xBudget{restarts: 1, reconnects: 1, crashes: 1}},
 		{name: "lease and shrink", replicas: 2, epochs: 2, writes: 1, max: xBudget{ticks: 1, shrinks: 1}},
+		{name: "min-sync", replicas: 2, minSync: 2, epochs: 2, writes: 2, max: xBudget{shrinks: 1, joins: 1}},
 		{name: "crash and reconnect", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, reconnects: 1}},
 		{name: "three epochs", replicas: 2, epochs: 3, writes: 1, max: xBudget{crashes: 1}},
 		{name: "power loss and reconnect", replicas: 2, epochs: 2, writes: 1, max: xBudget{losses: 1, reconnects: 1}},
@@ -194,6 +196,8 @@ var xEverything = []scenario{
 		max: xBudget{crashes: 2, losses: 2, restarts: 1, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 2}},
 	{name: "all at once, replicas on the hosts", replicas: 3, local: true, release: true, epochs: 4, writes: 3,
 		max: xBudget{crashes: 2, losses: 2, restarts: 1, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 3}},
+	{name: "all at once, min-sync", replicas: 3, minSync: 2, release: true, epochs: 3, writes: 3,
+		max: xBudget{crashes: 2, losses: 2, restarts: 1, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 2}},
 	{name: "all at once, ack=local", replicas: 3, local: true, ackLocal: true, release: true, epochs: 4, writes: 3,
 		max: xBudget{crashes: 2, losses: 2, restarts: 1, reconnects: 3, joins: 2, flushes: 3, shrinks: 3, ticks: 3}},
 }
@@ -225,6 +229,7 @@ var xBroken = []scenario{
 	{mutation: "noleasewait", replicas: 2, epochs: 2, writes: 1, max: xBudget{ticks: 1}},
 	{mutation: "ackearly", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, shrinks: 1}},
 	{mutation: "majority", replicas: 3, epochs: 2, writes: 1},
+	{mutation: "ackbelow", replicas: 2, minSync: 2, epochs: 1, writes: 1, max: xBudget{shrinks: 1}},
 	{mutation: "norecover", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, shrinks: 1}},
 	{mutation: "readinflight", replicas: 2, epochs: 2, writes: 2, max: xBudget{shrinks: 1}},
 	{mutation: "readunion", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, shrinks: 1}},

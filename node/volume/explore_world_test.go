@@ -69,6 +69,7 @@ type xHost struct {
 
 	value, targets, acks, stamp uint8 // write under way
 	told                        bool  // its guest knows of it already: ack=local
+	unvouched                   uint8 // values that were written, and whose guests wait for min-sync
 	check, stable               uint8
 	flushing                    bool
 	flushTargets, flushed       uint8
@@ -205,7 +206,7 @@ func (x *explorer) start() xWorld {
 		}
 	}
 	rec.Groups[0].Members = members
-	rec.MinSync = 1
+	rec.MinSync = max(1, x.s.minSync)
 	if x.s.ackLocal {
 		rec.Ack = crdt.AckLocal
 	}

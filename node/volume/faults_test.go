@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -353,7 +354,7 @@ func TestWhileAShrinkIsInDoubtItsReplicaIsNotRead(t *testing.T) {
 }
 
 func TestWritesWaitBelowMinSyncAndGoOnWhenTheReplicaReturns(t *testing.T) {
-	bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.MinSync = 2 }}, func(w *world) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
 		w.attach(0)
 		w.write(0, 0, fill(512, 1))
 		w.nodes[1].kill()
@@ -405,20 +406,124 @@ func TestOnLossErrorFailsAfterTheLimitAndKeepsTheRange(t *testing.T) {
 		if took := time.Since(begin); took < 20*time.Second || took > 21*time.Second {
 			t.Errorf("failed after %v", took)
 		}
-		copy(p, fill(512, 0xee)) // the buffer is the caller's again
+		copy(p, fill(512, 0xee))       // the buffer is the caller's again
+		w.wantRead(0, 0, fill(512, 2)) // on the only one that is in sync
+		w.nodes[1].restart(false)
+		w.wantReturn(1)
+		w.write(0, 0, fill(512, 3))
+	})
+}
+
+func TestOnLossErrorKeepsTheRangeOfAWriteWhoseReplicasAreInDoubt(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.OnLoss = crdt.Error }}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.cells.set(func(c *testCells) { c.down = map[int]bool{0: true} })
+		w.nodes[1].kill()
+		if _, err := w.d(0).WriteAt(w.t.Context(), fill(512, 2), 0); !errors.Is(err, ukai.ErrSuspended) {
+			t.Fatalf("write: %v", err)
+		}
 		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
 		defer cancel()
 		if _, err := w.d(0).ReadAt(ctx, make([]byte, 512), 0); err == nil {
 			t.Error("read a range whose content is not settled")
 		}
-		w.nodes[1].restart(false)
+		w.cells.set(func(c *testCells) { c.down = nil })
 		w.wantRead(0, 0, fill(512, 2))
+	})
+}
+
+func minSync2(r *crdt.Record) { r.MinSync = 2 }
+
+func TestMinSyncDoesNotKeepAwayAReplicaThatLostPower(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[1].kill()
+		write := w.writing(0, 0, fill(512, 2))
+		time.Sleep(2 * time.Second)
+		w.nodes[1].restart(true)
+		select {
+		case err := <-write:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("a write still waits though both nodes are alive: %+v", w.d(0).Status())
+		}
+		if in := w.inSync(); len(in) != 2 {
+			t.Errorf("acknowledged with min-sync 2, in sync: %v", in)
+		}
+		w.wantRead(0, 0, fill(512, 2))
+		w.wantReturn(1)
+	})
+}
+
+func TestMinSyncDoesNotKeepANewReplicaFromBeingFilled(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[1].kill() // for good
+		write := w.writing(0, 0, fill(512, 2))
+		wantWaiting(t, "a write below min-sync", write, rejoinFor+5*time.Second)
+		flush := async(func() error { return w.d(0).Flush(w.t.Context()) })
+		wantWaiting(t, "a flush below min-sync", flush, time.Minute)
+		w.wantRead(0, 0, fill(512, 2)) // on every replica in sync, and not lost while that one is not
+		n := w.nodes[2]
+		if err := n.store.Create(w.t.Context(), w.disk, n.rid, store.ReplicaConfig{Size: testSize, BlockSize: testBlock}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.d(0).AddReplica(w.t.Context(), 0, n.rid, n.id); err != nil {
+			t.Fatal(err)
+		}
+		for what, c := range map[string]<-chan error{"write": write, "flush": flush} {
+			select {
+			case err := <-c:
+				if err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Errorf("the %s still waits: %+v", what, w.d(0).Status())
+			}
+		}
+		if in := w.inSync(); !slices.Equal(in, []int{0, 2}) {
+			t.Errorf("in sync: %v", in)
+		}
+		w.wantEqual()
+	})
+}
+
+func TestMinSyncIsObeyedWhereAReplicaIsDroppedOnPurpose(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
+		w.attach(0)
+		if err := w.d(0).Drop(w.t.Context(), 0, w.nodes[1].rid); !errors.Is(err, ukai.ErrRejected) {
+			t.Errorf("drop: %v", err)
+		}
+		w.write(0, 0, fill(512, 1))
+	})
+}
+
+func TestReplicaThatIsBackSoonIsNotDroppedBelowMinSync(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		version := w.cells.record().Version
+		w.nodes[1].kill()
+		write := w.writing(0, 0, fill(512, 2))
+		time.Sleep(rejoinFor / 2)
+		w.nodes[1].restart(false)
+		if err := <-write; err != nil {
+			t.Fatal(err)
+		}
+		if now := w.cells.record().Version; now != version {
+			t.Errorf("the record went from version %d to %d", version, now)
+		}
 		w.wantEqual()
 	})
 }
 
 func TestAttachBelowMinSyncServesReadsOnly(t *testing.T) {
-	bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.MinSync = 2 }}, func(w *world) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
 		w.nodes[1].kill()
 		w.attach(0)
 		w.wantRead(0, 0, make([]byte, 512))

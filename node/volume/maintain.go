@@ -49,7 +49,7 @@ func (d *Disk) anyReturns(ctx context.Context) bool {
 	for range list {
 		now := d.host.cfg.Clock()
 		d.mu.Lock()
-		a, _, due := d.tries.choose(list, now)
+		a, _, due := d.tries.choose(list, now, false)
 		d.mu.Unlock()
 		if !due {
 			return false

@@ -110,6 +110,7 @@ func (h *holding) drop(m *member) bool {
 		return true
 	}
 	lasting, failure := m.lasting, m.failure
+	mayReturn := !lasting && !m.dropFirst && h.host.cfg.Clock()-m.since < rejoinFor
 	for i := range rec.Groups {
 		g := &rec.Groups[i]
 		if mem := g.Member(m.Replica); mem == nil || mem.Role != crdt.InSync {
@@ -123,7 +124,8 @@ func (h *holding) drop(m *member) bool {
 			}
 			h.obstructed(m, fmt.Errorf("it is the last in-sync replica of its blocks: %w", ukai.ErrUnavailable))
 			return false
-		case left < rec.MinSync:
+		case left < rec.MinSync && mayReturn:
+			// Writes wait with it and without it. If it is back soon, it needs no resync.
 			h.mu.Unlock()
 			h.obstructed(m, fmt.Errorf("without it %d replicas would be in sync, the disk demands %d: %w", left, rec.MinSync, ukai.ErrSuspended))
 			return false

@@ -61,10 +61,11 @@ func (h *holding) reconcile() {
 		changed := h.change()
 		h.mu.Lock()
 		rec := h.sets.known
+		_, _, urgent := h.sets.suspendedGroup()
 		h.mu.Unlock()
 		now := h.host.cfg.Clock()
 		h.d.mu.Lock()
-		a, at, due := h.d.tries.choose(absentees(&rec), now)
+		a, at, due := h.d.tries.choose(absentees(&rec), now, urgent)
 		h.d.mu.Unlock()
 		if due {
 			h.resting.Store(false)

@@ -47,7 +47,8 @@ const (
 	minProbePause = time.Second
 	maxProbePause = 10 * time.Second
 	// Resyncs of one replica begin no closer than a pause that grows from minReturnPause to maxReturnPause, until the
-	// replica has been in sync for calmAfter: a node that comes and goes costs its disks little.
+	// replica has been in sync for calmAfter: a node that comes and goes costs its disks little. If writes wait for it, minProbePause
+	// and after a failure maxProbePause is all there is.
 	minReturnPause = time.Second
 	maxReturnPause = 5 * time.Minute
 	calmAfter      = 10 * time.Minute
@@ -56,6 +57,7 @@ const (
 // try is what is remembered of bringing one replica back.
 type try struct {
 	next  time.Duration // not before
+	soon  time.Duration // not before either, if writes wait for it
 	began time.Duration // when the last resync began
 	pause time.Duration // from then to the next one
 	probe time.Duration // the last pause before asking its node again
@@ -83,13 +85,15 @@ func (t *tries) of(r ukai.ReplicaID) *try {
 	return (*t)[r]
 }
 
-// choose returns the replica to bring back now, or else when to look again.
-func (t *tries) choose(list []absentee, now time.Duration) (a absentee, at time.Duration, due bool) {
+// choose returns the replica to bring back now, or else when to look again. urgent says that writes wait for one.
+func (t *tries) choose(list []absentee, now time.Duration, urgent bool) (a absentee, at time.Duration, due bool) {
 	at = never
 	for _, c := range list {
 		next := time.Duration(0)
 		if e := (*t)[c.Replica]; e != nil {
-			next = e.next
+			if next = e.next; urgent {
+				next = min(next, e.soon)
+			}
 		}
 		if next < at {
 			a, at = c, next
@@ -102,14 +106,15 @@ func (t *tries) choose(list []absentee, now time.Duration) (a absentee, at time.
 func (t *tries) dropped(r ukai.ReplicaID, now time.Duration, why string) {
 	e := t.of(r)
 	e.since, e.why, e.probe, e.lacks = now, why, 0, 0
-	e.next = max(e.next, now+minProbePause)
+	e.soon = now + minProbePause
+	e.next = max(e.next, e.soon)
 }
 
 // silent notes that a replica's node does not answer, or does not have it.
 func (t *tries) silent(r ukai.ReplicaID, now time.Duration, why string) {
 	e := t.of(r)
 	e.probe = min(max(2*e.probe, minProbePause), maxProbePause)
-	e.next, e.why = now+e.probe, why
+	e.next, e.soon, e.why = now+e.probe, now+minProbePause, why
 	if e.since == 0 {
 		e.since = now
 	}
@@ -123,14 +128,14 @@ func (t *tries) begun(r ukai.ReplicaID, now time.Duration) {
 	} else {
 		e.pause = min(2*e.pause, maxReturnPause)
 	}
-	e.began, e.next, e.probe = now, now+e.pause, 0
+	e.began, e.next, e.soon, e.probe = now, now+e.pause, now+minProbePause, 0
 }
 
 // failed notes that a resync failed.
 func (t *tries) failed(r ukai.ReplicaID, now time.Duration, why string, lacks int64) {
 	e := t.of(r)
 	e.why, e.lacks = why, lacks
-	e.next = now + e.pause
+	e.next, e.soon = now+e.pause, now+maxProbePause
 	if e.since == 0 {
 		e.since = now
 	}

@@ -83,7 +83,11 @@ func (n *sNode) work() {
 			n.readOp(h, from, to)
 		default:
 			o := w.begin(n, h, sFlush, 0, sSectors)
-			w.end(h, o, h.flush())
+			err := h.flush()
+			if err == nil {
+				err = h.vouched()
+			}
+			w.end(h, o, err)
 		}
 	}
 }

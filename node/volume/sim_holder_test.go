@@ -260,14 +260,54 @@ func (h *sHold) writePart(off, end int64, id sVal) error {
 	op.check.touched.add(op.claim.index)
 	err := h.run(op)
 	if err == nil {
-		h.acknowledged(op, from, to, id)
+		h.complete(op, from, to, id)
 	}
 	op.finish()
+	if err == nil {
+		err = h.vouched()
+	}
+	if err == nil {
+		h.acknowledged(op, from, to)
+	}
 	return err
 }
 
-// acknowledged holds I3: every replica that is in sync in this epoch has what the guest is going to be told of.
-func (h *sHold) acknowledged(op *sMutation, from, to int, id sVal) {
+// vouched is holding.vouched.
+func (h *sHold) vouched() error {
+	for h.view.suspended && h.over == nil && !h.w.broken("ackbelow") {
+		h.w.await(&h.changed, sForever)
+	}
+	return h.over
+}
+
+// acknowledged holds min-sync: so many replicas have what a guest is told of. They are compared only at rest.
+func (h *sHold) acknowledged(op *sMutation, from, to int) {
+	rec := &h.w.latest
+	busy := func(c *claim) bool { return c.exclusive && c.overlaps(&op.claim) }
+	if rec.Epoch != h.epoch || rec.Phase != crdt.PhaseActive || h.sets.inDoubt() || slices.ContainsFunc(h.queues[op.claim.index].claims, busy) {
+		return
+	}
+	for i := from; i < to; i++ {
+		var first *sReplica
+		have := 0
+		for _, m := range inSync(rec, 0) {
+			r := h.w.node(m.Node).replica(m.Replica)
+			switch {
+			case r == nil || r.unclean || r.broken: // it has had it
+				have++
+			case first == nil || r.mem[i] == first.mem[i]:
+				first = r
+				have++
+			}
+		}
+		if have < rec.MinSync {
+			h.w.fail("a write of sector %d is acknowledged with %d replicas that have it, min-sync is %d", i, have, rec.MinSync)
+		}
+	}
+}
+
+// complete holds I3: every replica that is in sync in this epoch has what the guest is going to be told of.
+func (h *sHold) complete(op *sMutation, from, to int, id sVal) {
 	rec := &h.w.latest
 	if rec.Epoch != h.epoch || rec.Phase != crdt.PhaseActive {
 		return

@@ -24,6 +24,7 @@ type sMember struct {
 	failure     error
 	lasting     bool
 	dropFirst   bool
+	since       time.Duration
 	mending     bool
 	asked       time.Duration // when the oldest unanswered heartbeat was sent, 0: none
 }
@@ -174,7 +175,7 @@ func (m *sMember) lost(l *sLink, err error) {
 		return
 	}
 	m.cutLink()
-	m.failure = err
+	m.failure, m.since = err, h.n.clock()
 	m.lasting = !transient(err) && !errors.Is(err, ukai.ErrFenced) && !errors.Is(err, ukai.ErrNoSpace)
 	m.dropFirst = m.lasting || errors.Is(err, ukai.ErrNoSpace)
 	h.w.note("n%d: replica %d is lost: %v", h.n.n, m.Replica, err)
@@ -310,7 +311,7 @@ func (h *sHold) drop(m *sMember) bool {
 				return h.adopt(m)
 			}
 			return false
-		case left < rec.MinSync:
+		case left < rec.MinSync && (!m.lasting && !m.dropFirst && h.n.clock()-m.since < rejoinFor || w.broken("minsyncrepair")):
 			return false
 		}
 	}
@@ -393,7 +394,7 @@ func (h *sHold) reconcile() {
 	for !h.stopped {
 		rec := h.sets.known
 		now := h.n.clock()
-		a, at, due := h.tries.choose(absentees(&rec), now)
+		a, at, due := h.tries.choose(absentees(&rec), now, h.view.suspended)
 		if due {
 			h.bringBack(a)
 			continue

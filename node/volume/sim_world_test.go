@@ -183,7 +183,7 @@ func newSWorld(seed uint64, mutation string, traced bool) *sWorld {
 		hiccup: odds(0, 0.01, 0.05), doubt: odds(0, 0, 0.2, 0.5),
 		checkEvery: pick(2*time.Second, 10*time.Second, 60*time.Second),
 	}
-	if c.replicas == 3 && rnd.IntN(4) == 0 {
+	if rnd.IntN(4) == 0 {
 		c.minSync = 2
 	}
 	c.amnesiac = rnd.IntN(c.nodes)
@@ -450,16 +450,9 @@ func (w *sWorld) simulate() {
 	}
 }
 
-// waitForMinSync is when an operator lets a disk go and attaches it anew that waits for a replica which will not come back as
-// it was, and which may not be dropped because fewer than MinSync would be left. Only activation may go below.
-const waitForMinSync = 2 * time.Minute
-
 // keepAttached has some host attach the disk whenever nobody has.
 func (w *sWorld) keepAttached() {
 	w.after(w.between(0, 3*time.Second), func() {
-		if n := w.serving(); w.healed && w.cfg.minSync > 1 && n != nil && w.now > w.cfg.safety+waitForMinSync && !w.converged() {
-			w.move(w.nodes[(n.n+1)%w.cfg.hosts], claimForced, false)
-		}
 		if w.serving() == nil && !slices.ContainsFunc(w.nodes, func(n *sNode) bool { return n.attaching && n.up }) {
 			how := claimAsking
 			if w.healed || w.chance(0.5) {
@@ -480,7 +473,7 @@ func (w *sWorld) settle() {
 	h, done := n.hold, false
 	h.closing = true
 	w.spawn(n.scope, func() {
-		for h.ops > 0 && h.over == nil {
+		for h.ops > 0 && h.over == nil && !h.view.suspended { // for ever, if the disk of a replica has failed
 			w.await(&h.idle, sForever)
 		}
 		for i := range sSectors {

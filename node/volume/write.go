@@ -186,12 +186,28 @@ func (h *holding) writable(ctx context.Context) (*view, error) {
 	}
 	limit, stop := h.lossLimit(v)
 	defer stop()
+	return h.unsuspended(ctx, limit)
+}
+
+// vouched waits until as many replicas are in sync as the disk demands: what every replica has that must have it is
+// acknowledged only then. It does not hold back what brings replicas back: all it waits for has ended, its range is free.
+func (h *holding) vouched(ctx context.Context) error {
+	if h.view.Load().suspended == nil {
+		return nil
+	}
+	_, err := h.writable(ctx)
+	return err
+}
+
+// unsuspended is writable up to a limit.
+func (h *holding) unsuspended(ctx context.Context, limit <-chan time.Time) (*view, error) {
 	for {
 		changed := h.change()
 		if err := h.err(); err != nil {
 			return nil, err
 		}
-		if v = h.view.Load(); v.suspended == nil {
+		v := h.view.Load()
+		if v.suspended == nil {
 			return v, nil
 		}
 		select {
@@ -237,8 +253,12 @@ func (h *holding) run(ctx context.Context, op *mutation) error {
 		h.await(&op.targets[i])
 	}
 	if op.complete() && h.sealDone(op) {
+		data := op.group != allGroups
 		op.settled = true
 		op.finish()
+		if data {
+			return h.vouched(ctx)
+		}
 		return nil
 	}
 	return h.settle(ctx, op)
@@ -338,9 +358,13 @@ func (h *holding) settle(ctx context.Context, op *mutation) error {
 		}
 		if missing == 0 {
 			if h.sealDone(op) {
+				data := op.group != allGroups
 				op.settled = true
 				op.finish()
-				return nil
+				if data {
+					_, err = h.unsuspended(ctx, limit)
+				}
+				return err
 			}
 			op.restart(h)
 			continue
