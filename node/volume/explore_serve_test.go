@@ -260,8 +260,21 @@ func (x *explorer) heartbeat(w *xWorld, h, r int, emit xEmit) {
 		session, stable = y.session[r], y.stable
 	}
 	confirm, take := p.fence().onHeartbeat(ukai.Epoch(y.epoch), uint32(session))
-	if x.s.mutation == "stablenosession" {
+	switch x.s.mutation {
+	case "stablenosession":
+		confirm = p.epoch == y.epoch
 		take = confirm
+	case "beatnosession":
+		confirm = p.epoch == y.epoch
+	}
+	if confirm && session != 0 && p.incarnation != y.incarnation[r] && x.s.mutation != "stablenosession" {
+		x.problem = fmt.Sprintf("replica %d, which has lost power since, confirms a session of host %d", r+1, h+1)
+	}
+	if !confirm && session != 0 && p.epoch == y.epoch { // it has restarted: the session is given up
+		z.linked &^= xBit(r)
+		if z.copying == uint8(r)+1 {
+			z.copying = 0
+		}
 	}
 	// A syncing replica lacks blocks: to it nothing is stable.
 	if take && stable != 0 && told&xBit(r) != 0 && (x.s.max.flushes > 0 || x.s.max.losses > 0) {

@@ -256,6 +256,7 @@ var xBroken = []scenario{
 	{mutation: "localreadany", replicas: 2, local: true, ackLocal: true, epochs: 1, writes: 1},
 	{mutation: "localnodrain", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1, ticks: 1}},
 	{mutation: "localshrink", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{shrinks: 1}},
+	{mutation: "beatnosession", replicas: 2, epochs: 1, writes: 1, max: xBudget{losses: 1}},
 	{mutation: "stablenosession", replicas: 2, epochs: 3, writes: 2, max: xBudget{losses: 1, restarts: 1, reconnects: 1, flushes: 1, ticks: 1}},
 }
 

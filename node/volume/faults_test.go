@@ -848,3 +848,44 @@ func TestRepeatedSealAnswersAgainAndHelloNeedsANewerSession(t *testing.T) {
 		}
 	})
 }
+
+func TestReplicaThatLostPowerIsNoticedWithoutARequestToIt(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		version := w.cells.record().Version
+		w.nodes[1].kill()
+		time.Sleep(100 * time.Millisecond)
+		w.nodes[1].restart(true)
+		time.Sleep(heartbeatEvery + 500*time.Millisecond)
+		if w.cells.record().Version == version {
+			t.Error("a replica counts as in sync that has lost what was in its memory")
+		}
+		w.wantReturn(1)
+	})
+}
+
+func TestDaemonRestartOfAReplicaCostsNeitherItsPlaceNorTheLease(t *testing.T) {
+	bubble(t, setup{nodes: 4, replicas: 3}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		version := w.cells.record().Version
+		m := w.d(0).holding.Load().members[w.nodes[1].rid]
+		before := m.link.Load()
+		w.nodes[1].kill()
+		time.Sleep(100 * time.Millisecond)
+		w.nodes[1].restart(false)
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			if s := w.d(0).Status(); s.Lease <= 0 {
+				t.Fatalf("the lease is over since %v", -s.Lease)
+			}
+		}
+		if m.link.Load() == before || m.link.Load() == nil {
+			t.Error("the session of before the restart still stands")
+		}
+		if now := w.cells.record().Version; now != version {
+			t.Errorf("the record went from version %d to %d", version, now)
+		}
+	})
+}

@@ -440,7 +440,7 @@ func (h *Host) carry(node ukai.NodeID, sent time.Duration, list []pendingBeat) {
 	}
 	for i, b := range list {
 		if e, ok := exceptions[i]; ok {
-			b.m.refused(e)
+			b.m.refused(b.beat, e)
 		} else {
 			b.m.confirmed(sent)
 		}

@@ -162,8 +162,8 @@ func (m *member) confirmed(sent time.Duration) {
 	m.h.renewLease()
 }
 
-// refused takes in that the replica did not confirm the epoch.
-func (m *member) refused(e exception) {
+// refused takes in that the replica did not confirm the epoch, or the session that the heartbeat named: it has restarted since.
+func (m *member) refused(b beat, e exception) {
 	err := ukai.Sentinel(e.Code)
 	switch {
 	case err == nil:
@@ -171,8 +171,8 @@ func (m *member) refused(e exception) {
 	case errors.Is(err, ukai.ErrFenced):
 		err = &ukai.FencedError{Epoch: e.Now}
 	}
-	if l := m.link.Load(); l != nil {
-		m.lost(l, err)
+	if l := m.link.Load(); l != nil && (l.session == b.Session || errors.Is(err, ukai.ErrFenced) && e.Now > b.Epoch) {
+		m.lost(l, err) // else it is of a session that has been replaced
 	}
 }
 

@@ -331,7 +331,7 @@ func TestFence(t *testing.T) {
 		epoch           ukai.Epoch
 		session         uint32
 		confirm, stable bool
-	}{{5, 2, true, true}, {5, 1, true, false}, {5, 0, true, false}, {4, 2, false, false}} {
+	}{{5, 2, true, true}, {5, 1, false, false}, {5, 3, false, false}, {5, 0, true, false}, {4, 2, false, false}, {4, 0, false, false}} {
 		confirm, stable := f.onHeartbeat(c.epoch, c.session)
 		if confirm != c.confirm || stable != c.stable {
 			t.Errorf("heartbeat %d/%d: confirm=%v stable=%v", c.epoch, c.session, confirm, stable)

@@ -58,8 +58,9 @@ func (f fence) onHello(epoch ukai.Epoch, session uint32, sealed, now ukai.Incarn
 
 // onHeartbeat says whether a replica confirms a holder's epoch, and whether it takes over the stable stamp that came
 // along: only within the session in which the flush behind it was answered, for a machine that restarted since has lost
-// newer writes and must stay unclean.
+// newer writes and must stay unclean. A holder that names a session must know when that is over, or it counts on what the machine has lost. One that
+// names none asks for the epoch alone, which is all that a lease needs: the fence is durable.
 func (f fence) onHeartbeat(epoch ukai.Epoch, session uint32) (confirm, stable bool) {
-	confirm = f.epoch == epoch
-	return confirm, confirm && session != 0 && f.session == session
+	confirm = f.epoch == epoch && (session == 0 || f.session == session)
+	return confirm, confirm && session != 0
 }

@@ -204,7 +204,13 @@ func (m *sMember) heartbeat() {
 	if m.asked == 0 {
 		m.asked = max(sent, 1)
 	}
-	c := m.send(true, func(r *sReplica) (any, error) { return nil, r.beat(b) })
+	c := m.send(true, func(r *sReplica) (any, error) {
+		err := r.beat(b)
+		if err == nil && b.Session != 0 && r.incarnation() != m.incarnation {
+			w.fail("replica %d, which has lost power since, confirms session %d to n%d", r.rid, b.Session, h.n.n)
+		}
+		return nil, err
+	})
 	w.spawn(h.scope, func() {
 		_, err := w.wait(c, w.now+leaseTime)
 		switch {

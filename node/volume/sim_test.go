@@ -122,6 +122,7 @@ var sBroken = []struct {
 	{"nodrain", "a seal or hello does not wait for what runs at the replica", 156},
 	{"nocheckdrain", "a checkpoint does not wait for the writes before it", 23},
 	{"releasedirty", "a disk is released without a flush", 412},
+	{"beatnosession", "a heartbeat confirms the epoch whatever the session", 0},
 	{"ackbelow", "a write is acknowledged with fewer than min-sync replicas in sync", 13},
 	{"minsyncrepair", "a replica that failed stays in the in-sync set where fewer than min-sync would be left", 24},
 }
