@@ -40,10 +40,26 @@ type relocations struct {
 	running map[ukai.DiskID]string // what is being done
 	failed  map[ukai.DiskID]relocateFailure
 	settled map[ukai.DiskID]settledFor
+	made    map[diskNode]made
 }
 
+// diskNode is the place of a replica.
+type diskNode struct {
+	disk ukai.DiskID
+	node ukai.NodeID
+}
+
+// made is when a replica was last made in a place, or was not because the node's store failed.
+type made struct {
+	at     time.Time
+	failed bool
+}
+
+// remakeAfter is how long a node gets no other replica of a disk after one that was lost there: a disk that fails fails again.
+const remakeAfter = 10 * time.Minute
+
 func newRelocations() relocations {
-	return relocations{running: map[ukai.DiskID]string{}, failed: map[ukai.DiskID]relocateFailure{}, settled: map[ukai.DiskID]settledFor{}}
+	return relocations{running: map[ukai.DiskID]string{}, failed: map[ukai.DiskID]relocateFailure{}, settled: map[ukai.DiskID]settledFor{}, made: map[diskNode]made{}}
 }
 
 // settledFor is what a disk was planned for when nothing was to be done. As long as it is all the same there is nothing to plan.
@@ -51,6 +67,7 @@ type settledFor struct {
 	version uint64
 	rule    string
 	nodes   uint64
+	lost    int // replicas that are to be replaced
 }
 
 // relocateFailure is why a disk's next step was not done, and when to try again.
@@ -105,7 +122,7 @@ func (n *Node) relocate(p people, disks []tended) {
 			continue
 		}
 		mine[d.ID] = true
-		seen := settledFor{d.rec.Version, d.Rule.Value, facts}
+		seen := settledFor{d.rec.Version, d.Rule.Value, facts, n.lost(d.ID)}
 		if !n.relocations.due(d.ID, seen) {
 			continue
 		}
@@ -158,13 +175,27 @@ func (n *Node) relocates(p people, rec crdt.Record) bool {
 	return false // being taken over, or deleted
 }
 
+// lost counts the replicas of a disk that are to be replaced.
+func (n *Node) lost(disk ukai.DiskID) (count int) {
+	for _, age := range n.host.Lost(disk) {
+		if age >= place.LostAfter {
+			count++
+		}
+	}
+	return count
+}
+
 // plan plans a disk's relocation.
 func (n *Node) plan(rule string, rec crdt.Record, nodes []place.Node) (place.Plan, error) {
 	parsed, err := place.ParseText(rule)
 	if err != nil {
 		return place.Plan{}, err
 	}
-	in := place.Input{Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now()}
+	in := place.Input{Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), Lost: map[ukai.ReplicaID]time.Time{}}
+	for r, age := range n.host.Lost(rec.Disk) {
+		in.Lost[r] = in.Now.Add(-age)
+	}
+	in.Nodes = n.relocations.without(in)
 	for _, bytes := range n.replicas.Allocated(rec.Disk) {
 		in.Allocated = max(in.Allocated, bytes)
 	}
@@ -216,11 +247,15 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 	switch s.Kind {
 	case place.AddReplica:
 		m := crdt.Member{Replica: ukai.NewReplicaID(), Node: s.Node}
-		if err := n.makeReplica(ctx, rec, m); err != nil {
+		err := n.makeReplica(ctx, rec, m)
+		if err == nil || errors.Is(err, ukai.ErrMedia) {
+			n.relocations.noteMade(d.ID, s.Node, err == nil)
+		}
+		if err != nil {
 			return err
 		}
 		// It is filled by the disk's holder, like one that returns. If the outcome is not known the empty replica stays: the record may name it.
-		err := disk.AddReplica(ctx, s.Group, m.Replica, m.Node)
+		err = disk.AddReplica(ctx, s.Group, m.Replica, m.Node)
 		if errors.Is(err, ukai.ErrRejected) || errors.Is(err, ukai.ErrNoQuorum) || errors.Is(err, ukai.ErrHeld) {
 			err = errors.Join(err, n.unmakeReplica(ctx, rec.Disk, m))
 		}
@@ -233,6 +268,43 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 	}
 	_, err := n.cells.Propose(ctx, d.ID, cell.Rearb{Instance: rec.Instance, Arbiters: s.Arbiters, Quorum: rec.Quorum, Preferred: rec.Preferred})
 	return err
+}
+
+// noteMade notes that a replica of a disk was made on a node, or that the node's store failed to.
+func (r *relocations) noteMade(disk ukai.DiskID, node ukai.NodeID, works bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.made[diskNode{disk, node}] = made{time.Now(), !works}
+}
+
+// without returns the nodes of a plan. Those whose store has failed lately take no new replica of its disk.
+func (r *relocations) without(in place.Input) []place.Node {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	nodes := in.Nodes
+	for i := range nodes {
+		m, ok := r.made[diskNode{in.Rec.Disk, nodes[i].ID}]
+		if !ok || in.Now.Sub(m.at) >= remakeAfter || !m.failed && !lostOn(&in, nodes[i].ID) {
+			continue
+		}
+		if &nodes[0] == &in.Nodes[0] {
+			nodes = slices.Clone(nodes)
+		}
+		nodes[i].NoNew = true
+	}
+	return nodes
+}
+
+// lostOn says whether a replica on a node has been lost.
+func lostOn(in *place.Input, node ukai.NodeID) bool {
+	for i := range in.Rec.Groups {
+		for _, m := range in.Rec.Groups[i].Members {
+			if _, lost := in.Lost[m.Replica]; lost && m.Node == node {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // due says whether it is to be looked what a disk's next step is.
@@ -285,6 +357,7 @@ func (r *relocations) keep(mine map[ukai.DiskID]bool) {
 	defer r.mu.Unlock()
 	maps.DeleteFunc(r.failed, func(id ukai.DiskID, _ relocateFailure) bool { return !mine[id] })
 	maps.DeleteFunc(r.settled, func(id ukai.DiskID, _ settledFor) bool { return !mine[id] })
+	maps.DeleteFunc(r.made, func(at diskNode, m made) bool { return !mine[at.disk] || time.Since(m.at) >= remakeAfter })
 }
 
 // doing says what is done about a disk here now, or why nothing is.

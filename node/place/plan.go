@@ -89,7 +89,13 @@ type Input struct {
 	// negative: for none.
 	Now         time.Time
 	RepairAfter time.Duration
+	// Lost are replicas that their nodes, which are alive, do not have any more or whose disk has failed, and since when that is known. LostAfter
+	// later they count for nothing, unless the record has them in sync: new ones are made, on the same nodes or on others.
+	Lost map[ukai.ReplicaID]time.Time
 }
+
+// LostAfter is how long a replica must have been lost before it is replaced.
+const LostAfter = 30 * time.Second
 
 // Relocate plans what makes a disk's replicas what its rule wants, moving as little data as possible: replicas that
 // suit the rule stay. A rule that cannot be met gives a plan for as much as can be had, with Unmet set; nothing is
@@ -98,6 +104,7 @@ type Input struct {
 // The error matches ukai.ErrInvalid for a rule that means nothing.
 func Relocate(in Input) (Plan, error) {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
+	p.Lost = in.Lost
 	plan, err := p.Plan(in.Rule, in.Rec, in.Allocated)
 	if err == nil {
 		plan.Reasons = p.Reasons(in.Rule, in.Rec, in.Allocated, plan)
@@ -107,7 +114,9 @@ func Relocate(in Input) (Plan, error) {
 
 // relocate is Relocate without the reasons, which take most of the time.
 func relocate(in Input) (Plan, error) {
-	return NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter).Plan(in.Rule, in.Rec, in.Allocated)
+	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
+	p.Lost = in.Lost
+	return p.Plan(in.Rule, in.Rec, in.Allocated)
 }
 
 // work is the making of one plan.
@@ -153,7 +162,7 @@ func (w *work) settled(g *crdt.Group) []int {
 			continue
 		}
 		i, known := w.p.index[m.Node]
-		if !known || w.p.leaves[i] != "" || w.e.terms[i] == 0 || slices.Contains(s.candidates, i) {
+		if !known || w.p.leaves[i] != "" || w.p.lost(m) || w.e.terms[i] == 0 || slices.Contains(s.candidates, i) {
 			return nil
 		}
 		s.add(i)
@@ -169,7 +178,7 @@ func (w *work) target(g *crdt.Group) []int {
 	s := w.p.searching(w.e, w.rec.Size)
 	for _, m := range g.Members {
 		i, known := w.p.index[m.Node]
-		if m.Role == crdt.Async || !known || w.p.leaves[i] != "" {
+		if m.Role == crdt.Async || !known || w.p.leaves[i] != "" || w.p.lost(m) {
 			continue
 		}
 		switch n := &w.p.nodes[i]; {
@@ -232,9 +241,18 @@ func (w *work) steps(g *crdt.Group, target []int) {
 	inSync := g.Count(crdt.InSync)
 	coming := 0 // in sync when everything that is added or brought up to date is
 	bytes := w.share(g.ID)
+	wanted := func(id ukai.NodeID) bool {
+		i, known := w.p.index[id]
+		return known && slices.Contains(target, i)
+	}
+	for _, m := range g.Members { // a node has one replica of a group
+		if w.p.lost(m) && wanted(m.Node) {
+			w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: lostWhy, InSync: inSync})
+		}
+	}
 	for _, i := range target {
 		n := &w.p.nodes[i]
-		if slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Node == n.ID }) {
+		if slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Node == n.ID && !w.p.lost(m) }) {
 			if n.Alive {
 				coming++
 			}
@@ -250,12 +268,16 @@ func (w *work) steps(g *crdt.Group, target []int) {
 	// With a rule that cannot be met, what is there is not given up for less.
 	floor := min(w.e.replicas(), g.Count(crdt.InSync))
 	for _, m := range members {
-		i, known := w.p.index[m.Node]
-		if m.Role == crdt.Async || known && slices.Contains(target, i) {
+		if m.Role == crdt.Async || wanted(m.Node) {
 			continue
 		}
+		i, known := w.p.index[m.Node]
 		why := w.p.stays(m.Node)
-		if why == "" {
+		switch {
+		case why != "":
+		case w.p.lost(m):
+			why = lostWhy
+		default:
 			why = "the rule does not want it there"
 		}
 		if m.Role == crdt.InSync {
@@ -263,12 +285,14 @@ func (w *work) steps(g *crdt.Group, target []int) {
 				continue
 			}
 			inSync--
-		} else if w.plan.Unmet != "" && (!known || !w.p.nodes[i].Alive) {
+		} else if w.plan.Unmet != "" && (!known || !w.p.nodes[i].Alive || w.p.lost(m)) {
 			continue // it may come back, and is better than nothing
 		}
 		w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: why, InSync: inSync})
 	}
 }
+
+const lostWhy = "it is gone, or its disk has failed"
 
 // share returns how many bytes a replica of a group takes.
 func (w *work) share(group uint8) int64 {

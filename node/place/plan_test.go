@@ -139,15 +139,20 @@ func TestShortCutsOfThePlannerChangeNoPlan(t *testing.T) {
 		for range rapid.IntRange(1, 6).Draw(t, "disks") {
 			r := rule(tb, rapid.SampledFrom([]string{"any:1", "any:2", "dc=a:1", "dc=b:1", "dc=a:2", "dc=a:1 dc=b:1", "dc=a:1 any:1", "any:2 --spread rack", "dc!=a:2", "any:2 --min-sync 2"}).Draw(t, "rule"))
 			rec := crdt.Record{Size: 10 * gib, BlockSize: ukai.DefaultBlockSize, MinSync: 1, Groups: []crdt.Group{{}}}
+			lost := map[ukai.ReplicaID]time.Time{}
 			for i, at := range rapid.Permutation([]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}[:count]).Draw(t, "replicas")[:rapid.IntRange(1, min(3, count)).Draw(t, "copies")] {
 				m := crdt.Member{Replica: ukai.ReplicaID(1 + i), Node: nodes[at].ID, Role: rapid.SampledFrom([]crdt.Role{crdt.InSync, crdt.InSync, crdt.Out, crdt.Async}).Draw(t, "role")}
 				rec.Groups[0].Members = append(rec.Groups[0].Members, m)
+				if rapid.IntRange(0, 4).Draw(t, "lost") == 0 {
+					lost[m.Replica] = noon.Add(-time.Hour)
+				}
 				if i == 0 {
 					rec.Arbiters, _ = Arbiters([]ukai.NodeID{m.Node}, nodes, nil)
 				}
 			}
+			quick.Lost, thorough.Lost = lost, lost
 			a, b := must(quick.Plan(r, rec, 0)), must(thorough.Plan(r, rec, 0))
-			c := must(Relocate(Input{Rule: r, Rec: rec, Nodes: nodes, Now: noon, RepairAfter: after}))
+			c := must(Relocate(Input{Rule: r, Rec: rec, Nodes: nodes, Now: noon, RepairAfter: after, Lost: lost}))
 			c.Reasons = nil
 			if !reflect.DeepEqual(a, b) || !reflect.DeepEqual(a, c) {
 				t.Fatalf("rule %v, members %v\nshort cut %+v\nthorough %+v\nalone %+v", r, rec.Groups[0].Members, a, b, c)
@@ -159,6 +164,32 @@ func TestShortCutsOfThePlannerChangeNoPlan(t *testing.T) {
 	})
 	if empty == 0 {
 		t.Error("no disk was settled: this shows nothing")
+	}
+}
+
+func TestReplicaThatIsLostOnALivingNodeIsReplaced(t *testing.T) {
+	for _, c := range []struct {
+		name, now string
+		nodes     []string
+		since     time.Duration
+		want      string
+		unmet     bool
+	}{
+		{"elsewhere or in its place", "t1 t2:out", []string{"t1 dc=tokyo", "t2 dc=tokyo", "w1 dc=fukuoka witness"}, time.Minute, "drop t2, add t2", false},
+		{"not while its node takes nothing new and there is no other", "t1 t2:out", []string{"t1 dc=tokyo", "t2 dc=tokyo nonew", "w1 dc=fukuoka witness"}, time.Minute, "", true},
+		{"elsewhere, where its node takes nothing new", "t1 t2:out", []string{"t1 dc=tokyo", "t2 dc=tokyo nonew", "t3 dc=tokyo", "w1 dc=fukuoka witness"}, time.Minute, "add t3, drop t2", false},
+		{"not at once", "t1 t2:out", []string{"t1 dc=tokyo", "t2 dc=tokyo", "w1 dc=fukuoka witness"}, time.Second, "", false},
+		{"not while the record has it in sync", "t1 t2", []string{"t1 dc=tokyo", "t2 dc=tokyo", "w1 dc=fukuoka witness"}, time.Minute, "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			nodes := mesh(t, c.nodes...)
+			rec := placed(t, nodes, c.now)
+			lost := map[ukai.ReplicaID]time.Time{101: noon.Add(-c.since)}
+			p, err := Relocate(Input{Rule: rule(t, "dc=tokyo:2"), Rec: rec, Nodes: nodes, Now: noon, Lost: lost})
+			if err != nil || told(nodes, p) != c.want || (p.Unmet != "") != c.unmet {
+				t.Errorf("%q %v, want %q; unmet %q", told(nodes, p), err, c.want, p.Unmet)
+			}
+		})
 	}
 }
 

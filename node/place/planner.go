@@ -19,6 +19,9 @@ const (
 
 // Planner plans for many disks of one mesh at one moment: what depends only on the nodes is found out once. It is used by one goroutine.
 type Planner struct {
+	Lost map[ukai.ReplicaID]time.Time // that of Input, of the disks to come
+
+	now    time.Time
 	nodes  []Node // by name
 	index  map[ukai.NodeID]int
 	near   Near
@@ -49,6 +52,7 @@ type room struct {
 // NewPlanner makes a planner of a mesh with these nodes. now and repairAfter are those of Input.
 func NewPlanner(nodes []Node, near Near, now time.Time, repairAfter time.Duration) *Planner {
 	p := newPlanner(nodes, near)
+	p.now = now
 	if repairAfter == 0 {
 		repairAfter = DefaultRepairAfter
 	}
@@ -111,6 +115,12 @@ func (p *Planner) stays(id ukai.NodeID) string {
 		return p.leaves[i]
 	}
 	return "its node has left the mesh for good"
+}
+
+// lost says whether a member is to be replaced though its node is alive.
+func (p *Planner) lost(m crdt.Member) bool {
+	since, ok := p.Lost[m.Replica]
+	return ok && m.Role != crdt.InSync && m.Role != crdt.Async && p.now.Sub(since) >= LostAfter
 }
 
 // distances returns the round trips from a node to all.

@@ -110,6 +110,8 @@ type Replica interface {
 
 	// Header returns what must be known about the replica as a whole.
 	Header() Header
+	// Failed returns what broke the replica for ever (ukai.ErrMedia), nil if it works.
+	Failed() error
 	// SetFence raises the fence epoch, durably. A lower epoch is refused with ukai.FencedError. The first SetFence
 	// turns StateNew into StateOpen.
 	SetFence(ctx context.Context, epoch ukai.Epoch) error

@@ -163,6 +163,9 @@ func (r *replica) change(ctx context.Context, sync bool, f func(*header) (bool, 
 // Header implements Replica.
 func (r *replica) Header() Header { return r.header.Load().public() }
 
+// Failed implements Replica.
+func (r *replica) Failed() error { return r.failed.err() }
+
 // SetFence implements Replica.
 func (r *replica) SetFence(ctx context.Context, epoch ukai.Epoch) error {
 	return r.change(ctx, true, func(h *header) (bool, error) {

@@ -147,6 +147,9 @@ func (h *hosted) beat(b beat) error {
 	if !confirm {
 		return &ukai.FencedError{Epoch: a.epoch}
 	}
+	if err := h.data.Failed(); err != nil {
+		return err
+	}
 	if b.Stable == (ukai.BlockStamp{}) || !stable {
 		return nil
 	}

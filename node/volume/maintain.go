@@ -58,7 +58,7 @@ func (d *Disk) anyReturns(ctx context.Context) bool {
 		if err == nil || ctx.Err() != nil {
 			return err == nil
 		}
-		d.noteTries(func(t *tries) { t.silent(a.Replica, now, err.Error()) })
+		d.noteTries(func(t *tries) { t.silent(a.Replica, now, err) })
 	}
 	return false
 }

@@ -171,6 +171,9 @@ func (m *member) refused(b beat, e exception) {
 	case errors.Is(err, ukai.ErrFenced):
 		err = &ukai.FencedError{Epoch: e.Now}
 	}
+	if errors.Is(err, ukai.ErrMedia) && m.h.view.Load().last(m) {
+		return // there is no other to go on with: its errors are the guest's
+	}
 	if l := m.link.Load(); l != nil && (l.session == b.Session || errors.Is(err, ukai.ErrFenced) && e.Now > b.Epoch) {
 		m.lost(l, err) // else it is of a session that has been replaced
 	}

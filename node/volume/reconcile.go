@@ -126,7 +126,7 @@ func (h *holding) bringBack(a absentee) {
 	}
 	now := h.host.cfg.Clock()
 	if err != nil {
-		h.d.noteTries(func(t *tries) { t.silent(a.Replica, now, err.Error()) })
+		h.d.noteTries(func(t *tries) { t.silent(a.Replica, now, err) })
 		return
 	}
 	h.d.noteTries(func(t *tries) { t.begun(a.Replica, now) })

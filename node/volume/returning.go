@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"time"
 
 	"ukai"
@@ -62,6 +63,7 @@ type try struct {
 	pause time.Duration // from then to the next one
 	probe time.Duration // the last pause before asking its node again
 	since time.Duration // when it was dropped or failed, 0 if not known
+	lost  time.Duration // when its node first said that it has it no more, or that its disk has failed; 0: it did not
 	why   string
 	lacks int64 // bytes it lacked when its last resync ended, 0 if not known
 }
@@ -110,15 +112,25 @@ func (t *tries) dropped(r ukai.ReplicaID, now time.Duration, why string) {
 	e.next = max(e.next, e.soon)
 }
 
-// silent notes that a replica's node does not answer, or does not have it.
-func (t *tries) silent(r ukai.ReplicaID, now time.Duration, why string) {
+// silent notes that a replica's node does not answer, or does not have it: that one will not come back as it is.
+func (t *tries) silent(r ukai.ReplicaID, now time.Duration, why error) {
 	e := t.of(r)
+	switch {
+	case !gone(why):
+		e.lost = 0
+	case e.lost == 0:
+		e.lost = max(now, 1)
+	}
 	e.probe = min(max(2*e.probe, minProbePause), maxProbePause)
-	e.next, e.soon, e.why = now+e.probe, now+minProbePause, why
+	e.next, e.soon, e.why = now+e.probe, now+minProbePause, why.Error()
 	if e.since == 0 {
 		e.since = now
 	}
 }
+
+// gone says whether an error with which a node answered means that it does not have a replica any more, or that the replica is
+// broken for ever.
+func gone(err error) bool { return errors.Is(err, ukai.ErrNotFound) || errors.Is(err, ukai.ErrMedia) }
 
 // begun notes that a resync begins.
 func (t *tries) begun(r ukai.ReplicaID, now time.Duration) {
@@ -129,6 +141,7 @@ func (t *tries) begun(r ukai.ReplicaID, now time.Duration) {
 		e.pause = min(2*e.pause, maxReturnPause)
 	}
 	e.began, e.next, e.soon, e.probe = now, now+e.pause, now+minProbePause, 0
+	e.lost = 0
 }
 
 // failed notes that a resync failed.

@@ -217,7 +217,7 @@ func (m *sMember) heartbeat() {
 		case err == nil:
 			m.asked = 0
 			m.confirmed(sent)
-		case transient(err):
+		case transient(err), errors.Is(err, ukai.ErrMedia) && h.view.possible == 1 && h.view.ack[0] == m:
 		case m.link != nil && m.link.session == b.Session:
 			m.lost(m.link, err)
 		}
@@ -429,7 +429,7 @@ func (h *sHold) bringBack(a absentee) {
 		h.fenced(fenced.Epoch)
 		return
 	case err != nil && fenced == nil:
-		h.tries.silent(a.Replica, h.n.clock(), "")
+		h.tries.silent(a.Replica, h.n.clock(), err)
 		return
 	}
 	h.tries.begun(a.Replica, h.n.clock())

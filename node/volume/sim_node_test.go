@@ -411,7 +411,10 @@ func (r *sReplica) beat(b beat) error {
 	if !confirm {
 		return &ukai.FencedError{Epoch: a.epoch}
 	}
-	if b.Stable == (ukai.BlockStamp{}) || !stable || a.closed || r.broken {
+	if r.broken {
+		return ukai.ErrMedia
+	}
+	if b.Stable == (ukai.BlockStamp{}) || !stable || a.closed {
 		return nil
 	}
 	if r.stable.Less(b.Stable) || r.unclean {

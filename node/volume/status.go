@@ -111,6 +111,30 @@ func (d *Disk) Status() Status {
 	return s
 }
 
+// Lost returns the replicas that are not in sync and cannot come back as they are, and for how long that is known: the node of each is
+// alive, and says that it has it no more or that its disk has failed.
+func (h *Host) Lost(id ukai.DiskID) map[ukai.ReplicaID]time.Duration {
+	h.mu.Lock()
+	d := h.disks[id]
+	h.mu.Unlock()
+	if d == nil {
+		return nil
+	}
+	now := h.cfg.Clock()
+	var lost map[ukai.ReplicaID]time.Duration
+	d.noteTries(func(t *tries) {
+		for r, e := range *t {
+			if e.lost > 0 {
+				if lost == nil {
+					lost = make(map[ukai.ReplicaID]time.Duration)
+				}
+				lost[r] = max(now-e.lost, 1)
+			}
+		}
+	})
+	return lost
+}
+
 // absence tells what is known of a replica that is not in sync. The caller holds h.mu.
 func (h *holding) absence(r *ReplicaStatus, now time.Duration) {
 	if f := h.following; f != nil && f.m.Replica == r.Replica {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -146,4 +147,109 @@ func TestTheLastReplicaIsTakenBackThoughItsNodeHadNotHeardFromOthersWhenItWasAsk
 		}
 		g.detach()
 	})
+}
+
+// placed returns the nodes with replicas of a disk and one that has none.
+func (m *Mesh) placed(disk string) (with []*Node, spare *Node) {
+	m.T.Helper()
+	list, err := locations(m.Order[0], disk)
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	for _, n := range m.Order {
+		switch {
+		case slices.Contains(list, n.Name+" in sync"):
+			with = append(with, n)
+		case !n.Witness:
+			spare = n
+		}
+	}
+	return with, spare
+}
+
+func TestAReplicaWhoseDiskFailedIsMadeAnew(t *testing.T) {
+	medium := errors.New("medium error")
+	for _, c := range []struct {
+		name  string
+		own   bool // that of the holder's node
+		whole bool // nothing can be made in the store any more
+	}{{name: "one replica"}, {name: "one replica, on the node of the holder", own: true}, {name: "the whole store", whole: true}} {
+		t.Run(c.name, func(t *testing.T) {
+			mesh := "t1:tokyo t2:tokyo w1:fukuoka:witness"
+			if c.whole {
+				mesh = "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness"
+			}
+			bubble(t, mesh, func(t *testing.T, m *Mesh) {
+				m.Create("vm1", 4<<20, "dc=tokyo:2")
+				with, spare := m.placed("vm1")
+				holder, victim := with[0], with[1]
+				if c.own {
+					victim = holder
+				}
+				g := m.attach(holder.Name, "vm1")
+				g.write(0, 1)
+				old := victim.Store.Replicas()[0].Replica
+				victim.Fault = func(op store.Op) error {
+					if op.Kind == store.OpWrite && (op.Replica == old || c.whole) || op.Kind == store.OpCreate && c.whole {
+						return medium
+					}
+					return nil
+				}
+				g.write(0, 2)
+				m.Await("two replicas are in sync, and not the one that failed", func() error {
+					d, err := holder.Disk(context.Background(), "vm1")
+					if err != nil || len(d.Replicas) != 2 {
+						return fmt.Errorf("%w: %+v", err, d.Replicas)
+					}
+					for _, r := range d.Replicas {
+						if r.Role != admin.InSync || r.ID == old || c.whole && r.Node.Name == victim.Name {
+							return fmt.Errorf("%+v", d.Replicas)
+						}
+					}
+					return nil
+				})
+				g.write(0, 3)
+				g.flush()
+				m.wantReads(holder.Name, "vm1", 0, 3)
+				g.detach()
+				if c.whole && len(spare.Store.Replicas()) != 1 {
+					t.Error("the new replica is not on the node that had none")
+				}
+			})
+		})
+	}
+}
+
+func TestAReplicaThatIsMissingWhenItsNodeIsBackIsMadeAnew(t *testing.T) {
+	for _, attached := range []bool{true, false} {
+		t.Run(fmt.Sprint("attached=", attached), func(t *testing.T) {
+			bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+				m.Create("vm1", 4<<20, "dc=tokyo:2")
+				g := m.attach("t1", "vm1")
+				g.write(0, 1)
+				t2 := m.Nodes["t2"]
+				t2.Crash()
+				g.write(0, 2)
+				if !attached {
+					g.detach()
+				}
+				lost := t2.Store.Replicas()[0]
+				if err := t2.Store.Remove(context.Background(), lost.Disk, lost.Replica); err != nil {
+					t.Fatal(err)
+				}
+				t2.Boot()
+				m.awaitLocations(m.Nodes["t1"], "vm1", "t1 in sync", "t2 in sync")
+				if all := t2.Store.Replicas(); len(all) != 1 || all[0].Replica == lost.Replica {
+					t.Errorf("t2 has %+v", all)
+				}
+				if attached {
+					g.detach()
+				}
+				m.Nodes["t1"].Crash()
+				g = m.awaitAttach("t2", "vm1")
+				m.wantReads("t2", "vm1", 0, 2)
+				g.detach()
+			})
+		})
+	}
 }
