@@ -283,7 +283,8 @@ func (d *Disk) unattach() (last bool) {
 }
 
 // Detach undoes one Attach. The last one finishes what runs, flushes and lets the disk go. An error says that
-// acknowledged writes may not be on stable storage everywhere; the disk is let go all the same.
+// acknowledged writes may not be on stable storage everywhere, also if the disk was lost before, to another holder or
+// with the memory of its last replica; it is let go all the same.
 func (d *Disk) Detach(ctx context.Context) error {
 	d.mu.Lock()
 	attached := d.attached
@@ -303,7 +304,12 @@ func (d *Disk) Detach(ctx context.Context) error {
 	if d.users() > 0 {
 		return nil // attached anew meanwhile
 	}
-	if err := d.release(ctx); err != nil {
+	h := d.holding.Load()
+	err := d.release(ctx)
+	if err == nil && h != nil && h.dirty.Load() { // it was over before it could be flushed
+		err = fmt.Errorf("what was written cannot be vouched for: %w", h.err())
+	}
+	if err != nil {
 		return fmt.Errorf("detach %s: %w", d.Name(), err)
 	}
 	return nil
