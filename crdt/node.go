@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 
 	"ukai"
 	"ukai/crdt/codec"
@@ -18,11 +19,15 @@ const (
 	maxVersionLen    = 64
 	maxPublicKeyLen  = 128
 	maxCoordinateLen = 512
+	maxPullLen       = 2*ukai.MaxLabelLen + 1
 	// maxLabelsEver bounds the label keys that a node has or had: a removed label leaves a small entry behind.
 	maxLabelsEver = 256
 	// maxLabelsDecoded is looser, because nodes that do not see each other may add labels to the same node.
 	maxLabelsDecoded = 4096
 )
+
+// MaxPulls bounds the links with a budget that a node copies over at a time.
+const MaxPulls = 64
 
 // NodeInfo is what a node says of itself. It has one writer, the node; the larger Seq wins.
 type NodeInfo struct {
@@ -41,6 +46,8 @@ type NodeInfo struct {
 	// CaughtUp says that this node has every change that any node had in its catalog at this time (milliseconds since
 	// 1970): since then it has compared catalogs with each node that is not retired. Tombstones wait for it, see Sweep.
 	CaughtUp int64 `cbor:"13,keyasint,omitempty" json:"caughtUp,omitempty"`
+	// Pulls names the links with a budget over which this node copies now; nodes that name the same one share it.
+	Pulls []string `cbor:"14,keyasint,omitempty" json:"pulls,omitempty"`
 }
 
 // IsZero says whether nothing is known.
@@ -218,6 +225,9 @@ func (i *NodeInfo) check() error {
 		if f.len > f.max {
 			return invalid("%s of %d bytes", f.what, f.len, fmt.Sprintf("at most %d", f.max))
 		}
+	}
+	if len(i.Pulls) > MaxPulls || slices.ContainsFunc(i.Pulls, func(p string) bool { return len(p) > maxPullLen }) {
+		return invalid("%d links in use", len(i.Pulls), fmt.Sprintf("at most %d, of at most %d bytes", MaxPulls, maxPullLen))
 	}
 	if i.CapacityBytes < 0 || i.FreeBytes < 0 || i.ReserveBytes < 0 {
 		return invalid("capacity %d, free %d, reserve %d", i.CapacityBytes, i.FreeBytes, i.ReserveBytes, "must not be negative")

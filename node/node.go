@@ -34,6 +34,7 @@ type Node struct {
 	events   events
 
 	relocations relocations
+	links       links
 
 	ctx     context.Context // of everything in the background
 	cancel  context.CancelFunc
@@ -101,10 +102,10 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	n.mesh = mesh
 	n.host = volume.NewHost(volume.Config{
 		Node: n.id, Peers: peers{n}, Cells: n.cells, Mesh: hearsay{n}, Replicas: n.replicas, Log: cfg.Log,
-		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent,
+		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent, Budget: n.budget,
 	})
 	close(n.open)
-	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend} {
+	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend, n.keepLinks} {
 		n.spawn(loop)
 	}
 	n.log.Info("node is up", "name", cfg.Name, "id", n.id, "listen", n.wire.LocalAddr(), "boot", boot)

@@ -133,6 +133,14 @@ func TestEveryMethodAnswersAtTheClientAsInTheNode(t *testing.T) {
 	wantSurvival, wantErr := here.Survive(ctx, "dc=tokyo+rack=r 1")
 	mustBe(t, "survive", survival, err, wantSurvival, wantErr)
 
+	budget := admin.SetLink{Limit: "50MB/s", At: []string{"22:00-06:00=none"}, Zone: "+09:00"}
+	link, err := c.SetLink(ctx, "tokyo-osaka", budget)
+	wantLink, wantErr := here.SetLink(ctx, "tokyo-osaka", budget)
+	mustBe(t, "set link", link, err, wantLink, wantErr)
+	links, err := c.Links(ctx)
+	wantLinks, wantErr := here.Links(ctx)
+	mustBe(t, "links", links, err, wantLinks, wantErr)
+
 	byID, err := c.Disk(ctx, created.Disk.ID.String())
 	wantDisk, wantErr := here.Disk(ctx, "vm1")
 	mustBe(t, "disk", byID, err, wantDisk, wantErr)

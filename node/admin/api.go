@@ -38,6 +38,11 @@ type Backend interface {
 	// empty selector, if each node, then each datacenter, were gone in turn.
 	Survive(ctx context.Context, without string) (Survival, error)
 
+	// Links lists the links between datacenters with a budget for background copies, sorted by name.
+	Links(ctx context.Context) ([]Link, error)
+	// SetLink gives the link between two datacenters, or the links within one, a budget that all background copies of the mesh share.
+	SetLink(ctx context.Context, link string, s SetLink) (Link, error)
+
 	// CreateDisk returns when all chosen replicas exist durably and the disk's quorum record is committed.
 	// With DryRun nothing is changed, and the answer's Disk has no id.
 	CreateDisk(ctx context.Context, d NewDisk) (DiskCreated, error)
@@ -260,6 +265,26 @@ type Step struct {
 	Bytes  int64   `json:"bytes,omitempty" doc:"copied, at most"`
 	InSync int     `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
 	Text   string  `json:"text"`
+}
+
+// Link is the budget of the link between two datacenters.
+type Link struct {
+	Name           string    `json:"name" example:"osaka-tokyo"`
+	Limit          string    `json:"limit" doc:"of all background copies together, where no window holds" example:"50MB/s"`
+	At             []string  `json:"at,omitempty" doc:"windows with another limit" example:"[\"22:00-06:00=200MB/s\"]"`
+	Zone           string    `json:"zone,omitempty" doc:"offset from UTC in which the windows are"`
+	Now            string    `json:"now" doc:"the limit that holds"`
+	BytesPerSecond int64     `json:"bytesPerSecond" doc:"likewise; -1: none"`
+	Until          time.Time `json:"until,omitzero" doc:"when another one holds"`
+	Copying        []string  `json:"copying" doc:"names of the nodes that copy over it; each has an equal share"`
+	Notice         string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
+}
+
+// SetLink gives a link a budget.
+type SetLink struct {
+	Limit string   `json:"limit" maxLength:"32" doc:"bytes per second: 50MB/s, 20MiB/s, 400Mbit/s; 0: nothing is copied; none: no limit"`
+	At    []string `json:"at,omitempty" maxItems:"16" doc:"windows HH:MM-HH:MM=RATE with another limit; the first that holds counts"`
+	Zone  string   `json:"zone,omitempty" maxLength:"6" doc:"offset from UTC in which the windows are, such as +09:00; absent: UTC"`
 }
 
 // Survival tells what disks survive.

@@ -108,6 +108,16 @@ func (c *Client) Survive(ctx context.Context, without string) (Survival, error) 
 	return ask[Survival](ctx, c, http.MethodGet, path, nil)
 }
 
+// Links is Backend.Links.
+func (c *Client) Links(ctx context.Context) ([]Link, error) {
+	return ask[[]Link](ctx, c, http.MethodGet, "/v1/links", nil)
+}
+
+// SetLink is Backend.SetLink.
+func (c *Client) SetLink(ctx context.Context, link string, s SetLink) (Link, error) {
+	return ask[Link](ctx, c, http.MethodPut, "/v1/links/"+url.PathEscape(link), s)
+}
+
 // CreateDisk is Backend.CreateDisk.
 func (c *Client) CreateDisk(ctx context.Context, d NewDisk) (DiskCreated, error) {
 	return ask[DiskCreated](ctx, c, http.MethodPost, "/v1/disks", d)

@@ -96,6 +96,16 @@ func (s *Server) routes(api huma.API) {
 			return reply(b.PlaceDisk(ctx, in.Disk, in.Body))
 		})
 
+	huma.Register(api, op("links", http.MethodGet, "/v1/links", "Links with a budget for background copies"),
+		func(ctx context.Context, _ *struct{}) (*answer[[]Link], error) { return reply(b.Links(ctx)) })
+	huma.Register(api, op("link-set", http.MethodPut, "/v1/links/{link}", "Give a link a budget for background copies"),
+		func(ctx context.Context, in *struct {
+			Link string `path:"link" maxLength:"127" doc:"two datacenters joined by -"`
+			Body SetLink
+		}) (*answer[Link], error) {
+			return reply(b.SetLink(ctx, in.Link, in.Body))
+		})
+
 	huma.Register(api, created(op("disk-create", http.MethodPost, "/v1/disks", "Create a disk")),
 		func(ctx context.Context, in *struct{ Body NewDisk }) (*answer[DiskCreated], error) {
 			return reply(b.CreateDisk(ctx, in.Body))

@@ -87,8 +87,31 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 	return nil
 }
 
+// pay waits until so many bytes may go from the nearest source of a block to this host, and on to the replica. No range is locked meanwhile. Should
+// that source fail, another is asked for what it was paid for.
+func (f *following) pay(ctx context.Context, i ukai.Index, n int64) error {
+	budget, here := f.h.host.cfg.Budget, f.h.host.cfg.Node
+	if budget == nil {
+		return nil
+	}
+	v := f.h.view.Load()
+	group, _ := v.layout.groupAt(i)
+	if src, _, _ := v.group(group).choose(nil, false); src != nil && src.Node != here {
+		if err := budget(ctx, f.h.d.id, src.Node, here, n); err != nil {
+			return err
+		}
+	}
+	if f.m.Node == here {
+		return nil
+	}
+	return budget(ctx, f.h.d.id, here, f.m.Node, n)
+}
+
 // compare asks the source and the replica for the hashes of a part of a block.
 func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n int64) error {
+	if err := f.pay(ctx, i, (n+ukai.ChunkSize-1)/ukai.ChunkSize*int64(len(chunkHash{}))); err != nil {
+		return err
+	}
 	var want, have []chunkHash
 	both, part := errgroup.WithContext(ctx)
 	both.Go(func() error {
@@ -125,6 +148,9 @@ func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to in
 	f.mu.Unlock()
 	off := start + int64(from)*ukai.ChunkSize
 	end = min(end, start+int64(to)*ukai.ChunkSize)
+	if err := f.pay(ctx, i, end-off); err != nil {
+		return err
+	}
 	release, err := f.h.host.room(ctx, end-off)
 	if err != nil {
 		return err

@@ -60,6 +60,9 @@ type Config struct {
 	Log      *slog.Logger // default: discard
 	// Notify is told what happens to replicas of disks held here. It must not block. Default: nobody is.
 	Notify func(Event)
+	// Budget waits until bytes may be copied between two nodes in the background for a disk. It is asked before the range of the disk is locked,
+	// and never for what the guest does or waits for. Default: they may always.
+	Budget func(ctx context.Context, disk ukai.DiskID, from, to ukai.NodeID, bytes int64) error
 
 	// Clock is the time since some moment, and goes on while the machine is suspended: leases depend on it. Default:
 	// CLOCK_BOOTTIME.
@@ -114,8 +117,8 @@ type Host struct {
 
 	forwards atomic.Int64
 
-	resyncs  chan struct{}       // those that run
-	copying  *semaphore.Weighted // bytes
+	resyncs  map[ukai.NodeID]chan struct{} // those that run, by the node of the replica
+	copying  *semaphore.Weighted           // bytes
 	resynced struct {
 		bytes, blocks, hashed atomic.Int64
 	}
@@ -136,7 +139,7 @@ func NewHost(cfg Config) *Host {
 		cfg.MaxInflight = 64 << 20
 	}
 	h := &Host{cfg: cfg, disks: make(map[ukai.DiskID]*Disk), peers: make(map[ukai.NodeID]*peer)}
-	h.resyncs, h.copying = make(chan struct{}, maxResyncs), semaphore.NewWeighted(maxResyncBytes)
+	h.resyncs, h.copying = make(map[ukai.NodeID]chan struct{}), semaphore.NewWeighted(maxResyncBytes)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.attaching, h.refuse = context.WithCancel(h.ctx)
 	gone, cancel := context.WithCancel(context.Background())

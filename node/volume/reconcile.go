@@ -14,7 +14,7 @@ import (
 
 // Bounds of all resyncs of a host together.
 const (
-	maxResyncs     = 4        // replicas, each of another disk
+	maxResyncs     = 4        // replicas on one node, each of another disk: those that wait for a slow link keep no other node waiting
 	maxResyncBytes = 16 << 20 // being copied
 )
 
@@ -115,7 +115,7 @@ func (h *holding) endReturns() {
 // bringBack carries one replica from out to in sync, or notes why that cannot be done now.
 func (h *holding) bringBack(a absentee) {
 	ctx := h.returning
-	leave, err := h.host.resyncSlot(ctx)
+	leave, err := h.host.resyncSlot(ctx, a.Node)
 	if err != nil {
 		return
 	}
@@ -351,11 +351,18 @@ func (d *Disk) AddReplica(ctx context.Context, group uint8, replica ukai.Replica
 	return nil
 }
 
-// resyncSlot waits until another resync may run on this host.
-func (h *Host) resyncSlot(ctx context.Context) (leave func(), err error) {
+// resyncSlot waits until another replica on a node may be brought up to date by this host.
+func (h *Host) resyncSlot(ctx context.Context, node ukai.NodeID) (leave func(), err error) {
+	h.mu.Lock()
+	slots := h.resyncs[node]
+	if slots == nil {
+		slots = make(chan struct{}, maxResyncs)
+		h.resyncs[node] = slots
+	}
+	h.mu.Unlock()
 	select {
-	case h.resyncs <- struct{}{}:
-		return func() { <-h.resyncs }, nil
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

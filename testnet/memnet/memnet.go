@@ -29,6 +29,7 @@ type Network struct {
 	conns map[netip.AddrPort]*Conn
 	links link.Table
 	stats Stats
+	sent  map[[2]string]uint64 // bytes, by places
 }
 
 // Stats counts packets since the network was made.
@@ -39,6 +40,7 @@ func New(seed uint64) *Network {
 	return &Network{
 		rng:   rand.New(rand.NewPCG(seed, 0x756b6169)),
 		conns: map[netip.AddrPort]*Conn{},
+		sent:  map[[2]string]uint64{},
 	}
 }
 
@@ -62,6 +64,13 @@ func (n *Network) Link(from, to string) Link {
 // Stats returns the counts so far.
 func (n *Network) Stats() Stats { n.mu.Lock(); defer n.mu.Unlock(); return n.stats }
 
+// Sent returns how many bytes have been sent from one place to another.
+func (n *Network) Sent(from, to string) uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sent[[2]string{from, to}]
+}
+
 // Listen returns a conn at addr, which stands at the given places: a link is looked up between each place of the sender and
 // each of the receiver, the most particular last, so that a conn may be both "t1" and in "tokyo".
 func (n *Network) Listen(addr netip.AddrPort, places ...string) (*Conn, error) {
@@ -84,6 +93,11 @@ func (n *Network) send(from *Conn, p []byte, to netip.AddrPort) {
 	if !ok {
 		n.stats.Lost++
 		return
+	}
+	for _, a := range from.places {
+		for _, b := range dst.places {
+			n.sent[[2]string{a, b}] += uint64(len(p))
+		}
 	}
 	path := dst.paths[from.addr]
 	if path == nil {

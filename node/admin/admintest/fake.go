@@ -28,7 +28,8 @@ type Fake struct {
 	nodes   []admin.Node
 	disks   []admin.Disk
 	rules   map[ukai.DiskID]admin.Rule
-	made    int // disks ever created
+	links   []admin.Link // sorted by name
+	made    int          // disks ever created
 	left    bool
 	seq     uint64
 	readers map[chan admin.Event]bool
