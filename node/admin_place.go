@@ -41,21 +41,33 @@ func (n *Node) placementOf(p people, d *crdt.Disk, steps bool) admin.Placement {
 		if plan, err := n.plan(d.Rule.Value, *rec, p.candidates()); err == nil { // a rule that cannot be read is told of already
 			n.addSteps(p, &out, plan, rec)
 		}
+		if paused(d) {
+			out.Doing = "nothing: " + pausedText(d)
+		}
 	}
 	return out
 }
 
+func pausedText(d *crdt.Disk) string {
+	return "its job is paused; go on with: ukai-node jobs resume " + d.Name.Value
+}
+
 // addSteps adds what leads to the rule, and who does it.
 func (n *Node) addSteps(p people, out *admin.Placement, plan place.Plan, rec *crdt.Record) {
-	for _, step := range plan.Steps {
-		out.Steps = append(out.Steps, admin.Step{
-			Kind: step.Kind.String(), Node: p.ref(step.Node), From: p.ref(step.From), Bytes: step.Bytes, InSync: step.InSync, Text: n.told(p, step),
-		})
-	}
+	out.Steps = n.steps(p, plan)
 	if plan.Unmet != "" {
 		out.Differences = append(out.Differences, plan.Unmet)
 	}
 	out.Doing = n.doing(p, rec, len(out.Steps))
+}
+
+func (n *Node) steps(p people, plan place.Plan) (list []admin.Step) {
+	for _, step := range plan.Steps {
+		list = append(list, admin.Step{
+			Kind: step.Kind.String(), Node: p.ref(step.Node), From: p.ref(step.From), Bytes: step.Bytes, InSync: step.InSync, Text: n.told(p, step),
+		})
+	}
+	return list
 }
 
 // placement compares a rule with a record.
@@ -134,7 +146,12 @@ func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk)
 	}
 	if !change.DryRun {
 		err := n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
-			return c.SetRule(d.ID, rule.String(), stamp())
+			set, err := c.SetRule(d.ID, rule.String(), stamp())
+			if err != nil || rule.String() == d.Rule.Value {
+				return set, err
+			}
+			before, err := c.SetPolicy(d.ID, policyRuleBefore, d.Rule.Value, stamp())
+			return set.Join(before), err
 		})
 		if err != nil {
 			return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
@@ -146,6 +163,8 @@ func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk)
 	out.DryRun, out.Reasons = change.DryRun, p.reasons(plan.Reasons)
 	if change.DryRun {
 		out.Doing = ""
+	} else if paused(d) && len(out.Steps) > 0 {
+		out.Doing, out.Notice = "", pausedText(d)
 	}
 	return out, nil
 }

@@ -35,6 +35,7 @@ type Node struct {
 
 	relocations relocations
 	links       links
+	progress    progress
 
 	ctx     context.Context // of everything in the background
 	cancel  context.CancelFunc

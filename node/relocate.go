@@ -41,6 +41,7 @@ type relocations struct {
 	failed  map[ukai.DiskID]relocateFailure
 	settled map[ukai.DiskID]settledFor
 	made    map[diskNode]made
+	orders  map[ukai.DiskID]crdt.Stamp // the last that was obeyed
 }
 
 // diskNode is the place of a replica.
@@ -59,7 +60,10 @@ type made struct {
 const remakeAfter = 10 * time.Minute
 
 func newRelocations() relocations {
-	return relocations{running: map[ukai.DiskID]string{}, failed: map[ukai.DiskID]relocateFailure{}, settled: map[ukai.DiskID]settledFor{}, made: map[diskNode]made{}}
+	return relocations{
+		running: map[ukai.DiskID]string{}, failed: map[ukai.DiskID]relocateFailure{}, settled: map[ukai.DiskID]settledFor{}, made: map[diskNode]made{},
+		orders: map[ukai.DiskID]crdt.Stamp{},
+	}
 }
 
 // settledFor is what a disk was planned for when nothing was to be done. As long as it is all the same there is nothing to plan.
@@ -85,6 +89,7 @@ func (n *Node) tend() {
 	defer tick.Stop()
 	maintained := map[ukai.DiskID]time.Time{}
 	var looked time.Time
+	open := false // jobs whose progress is to be told
 	for news := true; ; {
 		select {
 		case <-n.ctx.Done():
@@ -94,14 +99,14 @@ func (n *Node) tend() {
 			continue
 		case <-tick.C:
 		}
-		if !news && time.Since(looked) < tendAtLeast || n.fit() != nil {
+		if !news && !open && time.Since(looked) < tendAtLeast || n.fit() != nil {
 			continue
 		}
 		news, looked = false, time.Now()
 		p := n.people()
 		var disks []tended
 		n.eachLive(func(d *crdt.Disk, rec crdt.Record) { disks = append(disks, tended{d, rec}) })
-		n.relocate(p, disks)
+		open = n.relocate(p, disks)
 		n.maintain(p, disks, maintained)
 	}
 }
@@ -112,32 +117,45 @@ type tended struct {
 	rec crdt.Record
 }
 
-// relocate begins the next step of each disk that is this node's to relocate.
-func (n *Node) relocate(p people, disks []tended) {
+// relocate begins the next step of each disk that is this node's to relocate, and says whether one of them has a job that was begun.
+func (n *Node) relocate(p people, disks []tended) (begun bool) {
 	nodes := p.candidates()
 	facts := fingerprint(nodes)
 	mine := map[ukai.DiskID]bool{}
 	for _, d := range disks {
-		if d.Rule.Value == "" || !n.relocates(p, d.rec) {
+		if !n.relocates(p, d.rec) {
 			continue
 		}
 		mine[d.ID] = true
+		if n.obey(d) || d.Rule.Value == "" {
+			continue
+		}
+		if _, open := jobOf(d.Disk); open {
+			begun = true
+		}
 		seen := settledFor{d.rec.Version, d.Rule.Value, facts, n.lost(d.ID)}
-		if !n.relocations.due(d.ID, seen) {
+		if due, settled := n.relocations.due(d.ID, seen); !due {
+			if settled {
+				n.followJob(d, place.Plan{})
+			}
 			continue
 		}
 		plan, err := n.plan(d.Rule.Value, d.rec, nodes)
+		if err != nil {
+			continue
+		}
+		n.followJob(d, plan)
 		switch {
-		case err != nil:
 		case len(plan.Steps) == 0:
 			n.relocations.rest(d.ID, seen, plan.Unmet == "")
 		case n.relocations.begin(d.ID, n.told(p, plan.Steps[0])):
-			if !n.spawn(func() { n.carryOut(d.Disk, d.rec, plan.Steps[0]) }) {
+			if !n.spawn(func() { n.beginJob(d, plan); n.carryOut(d.Disk, d.rec, plan.Steps[0]) }) {
 				n.relocations.end(d.ID, nil)
 			}
 		}
 	}
 	n.relocations.keep(mine)
+	return begun
 }
 
 // fingerprint tells apart what plans depend on about nodes, but for their free space, which changes all the time and alone is no reason
@@ -158,21 +176,7 @@ var fingerprintSeed = maphash.MakeSeed()
 // relocates says whether a disk's relocation is this node's to do: the holder's, or if nobody holds it that of the first node, by id, with an
 // in-sync replica.
 func (n *Node) relocates(p people, rec crdt.Record) bool {
-	switch rec.Phase {
-	case crdt.PhaseActive:
-		return rec.Holder == n.id
-	case crdt.PhaseReleased:
-		first := ukai.NodeID{}
-		for i := range rec.Groups {
-			for _, m := range rec.Groups[i].InSync() {
-				if p.alive(m.Node) && (first.IsZero() || slices.Compare(m.Node[:], first[:]) < 0) {
-					first = m.Node
-				}
-			}
-		}
-		return first == n.id
-	}
-	return false // being taken over, or deleted
+	return rec.Phase != crdt.PhaseRecovering && n.doer(p, rec) == n.id
 }
 
 // lost counts the replicas of a disk that are to be replaced.
@@ -307,11 +311,31 @@ func lostOn(in *place.Input, node ukai.NodeID) bool {
 	return false
 }
 
-// due says whether it is to be looked what a disk's next step is.
-func (r *relocations) due(disk ukai.DiskID, seen settledFor) bool {
+// due says whether it is to be looked what a disk's next step is; settled, that there is none.
+func (r *relocations) due(disk ukai.DiskID, seen settledFor) (due, settled bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.running[disk] == "" && r.settled[disk] != seen && !time.Now().Before(r.failed[disk].until)
+	settled = r.settled[disk] == seen
+	return r.running[disk] == "" && !settled && !time.Now().Before(r.failed[disk].until), settled
+}
+
+// ordered notes an administrator's order about a disk, and says whether it is a new one: what failed is tried again at once then.
+func (r *relocations) ordered(disk ukai.DiskID, at crdt.Stamp) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.orders[disk] == at {
+		return false
+	}
+	r.orders[disk] = at
+	delete(r.failed, disk)
+	return true
+}
+
+// state returns what is being done for a disk here now, or else how that failed the last time.
+func (r *relocations) state(disk ukai.DiskID) (doing string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.running[disk], r.failed[disk].err
 }
 
 // rest notes that there is nothing to be done: until something changes, or if the rule is not met, for a while.
@@ -358,6 +382,7 @@ func (r *relocations) keep(mine map[ukai.DiskID]bool) {
 	maps.DeleteFunc(r.failed, func(id ukai.DiskID, _ relocateFailure) bool { return !mine[id] })
 	maps.DeleteFunc(r.settled, func(id ukai.DiskID, _ settledFor) bool { return !mine[id] })
 	maps.DeleteFunc(r.made, func(at diskNode, m made) bool { return !mine[at.disk] || time.Since(m.at) >= remakeAfter })
+	maps.DeleteFunc(r.orders, func(id ukai.DiskID, _ crdt.Stamp) bool { return !mine[id] })
 }
 
 // doing says what is done about a disk here now, or why nothing is.

@@ -22,7 +22,7 @@ const maintainPause = 30 * time.Second
 func (n *Node) maintain(p people, disks []tended, rest map[ukai.DiskID]time.Time) {
 	seen := map[ukai.DiskID]bool{}
 	for _, d := range disks {
-		if d.rec.Phase == crdt.PhaseReleased && !returnable(p, d.rec) || !n.maintains(p, d.rec) {
+		if d.rec.Phase == crdt.PhaseReleased && (paused(d.Disk) || !returnable(p, d.rec)) || !n.maintains(p, d.rec) {
 			continue
 		}
 		seen[d.ID] = true

@@ -70,6 +70,9 @@ func runnable(c *cobra.Command) (list []*cobra.Command) {
 		switch {
 		case sub.Hidden || sub.Name() == "help":
 		case sub.HasSubCommands():
+			if !sub.DisableFlagsInUseLine { // does something itself
+				list = append(list, sub)
+			}
 			list = append(list, runnable(sub)...)
 		default:
 			list = append(list, sub)

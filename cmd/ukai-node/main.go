@@ -27,7 +27,8 @@ var version = ""
 func main() {
 	a := app{
 		stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now, args: os.Args[1:], version: buildVersion(), open: openNode,
-		paint: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
+		terminal: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("TERM") != "dumb",
+		paint:    term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 	}
 	os.Exit(a.main())
 }
@@ -51,6 +52,7 @@ type app struct {
 	args           []string
 	version        string
 	paint          bool // colours are wanted
+	terminal       bool // what is printed may be drawn over
 	open           opener
 
 	// Flags of all commands.
@@ -141,7 +143,7 @@ to another node.`,
 	root.SetCompletionCommandGroupID("help")
 	for id, commands := range map[string][]*cobra.Command{
 		"node": {a.startCommand(), a.meshCommand(), a.configCommand(), a.leaveCommand()},
-		"mesh": {a.statusCommand(), a.doctorCommand(), a.eventsCommand(), a.placeCommand(), a.surviveCommand(), a.linkCommand(), a.diskCommand(), a.handoverCommand()},
+		"mesh": {a.statusCommand(), a.doctorCommand(), a.eventsCommand(), a.placeCommand(), a.surviveCommand(), a.evacuateCommand(), a.jobsCommand(), a.linkCommand(), a.diskCommand(), a.handoverCommand()},
 		"help": {a.versionCommand()},
 	} {
 		for _, c := range commands {

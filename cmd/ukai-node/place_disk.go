@@ -2,15 +2,19 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"ukai"
 	"ukai/node/admin"
 )
 
 func (a *app) placeDiskCommand() *cobra.Command {
 	var flags ruleFlags
-	var dryRun bool
+	var dryRun, wait bool
 	c := a.asking(&cobra.Command{
 		Use:   "disk NAME TERM...",
 		Short: "Give a disk a rule: where its replicas shall lie",
@@ -36,16 +40,64 @@ place show tells how far it is. The space of a dropped replica is freed an hour 
 				if err != nil {
 					return err
 				}
-				return a.show(p, func() {
+				err = a.show(p, func() {
 					if p.DryRun {
 						a.say("dry run: nothing was changed")
 					}
 					a.printPlacement(p)
 				})
+				if err != nil || !wait {
+					return err
+				}
+				return a.awaitPlaced(c.Context(), node, p)
 			})
 		},
 	})
 	flags.add(c)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "tell what would follow, change nothing")
+	c.Flags().BoolVar(&wait, "wait", false, "wait until the disk is where the rule wants it; Ctrl-C leaves the job running")
+	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
 	return c
+}
+
+// placedEvery is how often it is looked whether a disk is where its rule wants it.
+const placedEvery = time.Second
+
+// awaitPlaced waits until a disk is where its rule wants it, and tells how far that is. If it gets another rule meanwhile, the error matches
+// ukai.ErrRejected.
+func (a *app) awaitPlaced(ctx context.Context, node *admin.Client, p admin.Placement) error {
+	s := jobScreen{app: a}
+	rule := p.Rule
+	for {
+		var err error
+		if p, err = node.Placement(ctx, p.Disk.ID.String()); err != nil {
+			return err
+		}
+		switch {
+		case p.Rule != rule:
+			return fmt.Errorf("disk %s: %w: it was given another rule meanwhile: %s", p.Disk.Name, ukai.ErrRejected, p.Rule)
+		case p.Met && len(p.Steps) == 0:
+			if a.output == "table" {
+				a.say("%s is where its rule wants it", p.Disk.Name)
+			}
+			return nil
+		}
+		if a.output == "table" {
+			jobs, err := node.Jobs(ctx, admin.JobQuery{})
+			if err != nil {
+				return err
+			}
+			if err := s.show(slices.DeleteFunc(jobs, func(j admin.Job) bool { return j.Disk.ID != p.Disk.ID })); err != nil {
+				return err
+			}
+		}
+		timer := time.NewTimer(placedEvery)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			a.note("it goes on without this command; see: ukai-node jobs watch %s", p.Disk.Name)
+			return ctx.Err()
+		}
+	}
 }

@@ -141,6 +141,28 @@ func TestEveryMethodAnswersAtTheClientAsInTheNode(t *testing.T) {
 	wantLinks, wantErr := here.Links(ctx)
 	mustBe(t, "links", links, err, wantLinks, wantErr)
 
+	for _, f := range []*admintest.Fake{here, there} { // a rule that is not met is a job
+		if _, err := f.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:1"}, Prefer: true}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	paused, err := c.OrderJob(ctx, "vm1", admin.OrderJob{Order: admin.OrderPause})
+	wantPaused, wantErr := here.OrderJob(ctx, "vm1", admin.OrderJob{Order: admin.OrderPause})
+	mustBe(t, "pause", paused, err, wantPaused, wantErr)
+	jobs, err := c.Jobs(ctx, admin.JobQuery{Ended: true, Local: true})
+	wantJobs, wantErr := here.Jobs(ctx, admin.JobQuery{Ended: true, Local: true})
+	mustBe(t, "jobs", jobs, err, wantJobs, wantErr)
+	var watched []admin.Job
+	enough := errors.New("enough")
+	if err := c.WatchJobs(ctx, func(list []admin.Job) error { watched = list; return enough }); !errors.Is(err, enough) {
+		t.Errorf("watching jobs ended with %v", err)
+	}
+	mustBe(t, "watched jobs", watched, nil, wantJobs, nil)
+	evacuate := admin.Evacuate{Nodes: "t1", DryRun: true}
+	evacuation, err := c.Evacuate(ctx, evacuate)
+	wantEvacuation, wantErr := here.Evacuate(ctx, evacuate)
+	mustBe(t, "evacuate", evacuation, err, wantEvacuation, wantErr)
+
 	byID, err := c.Disk(ctx, created.Disk.ID.String())
 	wantDisk, wantErr := here.Disk(ctx, "vm1")
 	mustBe(t, "disk", byID, err, wantDisk, wantErr)

@@ -43,6 +43,17 @@ type Backend interface {
 	// SetLink gives the link between two datacenters, or the links within one, a budget that all background copies of the mesh share.
 	SetLink(ctx context.Context, link string, s SetLink) (Link, error)
 
+	// Jobs lists what is being done to bring disks to where they shall be, sorted by the disks' names.
+	Jobs(ctx context.Context, q JobQuery) ([]Job, error)
+	// WatchJobs sends all jobs, also those that ended lately, now and whenever something has changed, until ctx ends; then it closes the channel.
+	WatchJobs(ctx context.Context) (<-chan []Job, error)
+	// OrderJob has the job of a disk paused, resumed, tried again or cancelled. It has none: ukai.ErrNotFound. What cannot be undone by
+	// a rule cannot be cancelled: ukai.ErrRejected.
+	OrderJob(ctx context.Context, disk string, o OrderJob) (Job, error)
+	// Evacuate has all replicas and quorum records moved off nodes, and returns at once; asked again it tells what is left. It refuses with
+	// ukai.ErrUnmet and changes nothing where something could not be moved. A dry run tells so in Problems.
+	Evacuate(ctx context.Context, e Evacuate) (Evacuation, error)
+
 	// CreateDisk returns when all chosen replicas exist durably and the disk's quorum record is committed.
 	// With DryRun nothing is changed, and the answer's Disk has no id.
 	CreateDisk(ctx context.Context, d NewDisk) (DiskCreated, error)

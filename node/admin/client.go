@@ -197,7 +197,12 @@ func (c *Client) Leave(ctx context.Context, l Leave) (Leaving, error) {
 
 // Events calls f with each event from now on, until ctx ends (nil), f returns an error (that error), or the stream breaks.
 func (c *Client) Events(ctx context.Context, f func(Event) error) error {
-	r, err := c.do(ctx, http.MethodGet, eventsPath, nil)
+	return follow(ctx, c, eventsPath, f)
+}
+
+// follow calls f with what a stream of server-sent events brings.
+func follow[T any](ctx context.Context, c *Client, path string, f func(T) error) error {
+	r, err := c.do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
@@ -209,7 +214,7 @@ func (c *Client) Events(ctx context.Context, f func(Event) error) error {
 		if !ok {
 			continue
 		}
-		var e Event
+		var e T
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
 			return fmt.Errorf("event %q: %w: %w", data, ukai.ErrCorrupt, err)
 		}

@@ -38,12 +38,12 @@ func (s *Server) events(context.Context, *struct{}) (*huma.StreamResponse, error
 			writeProblem(w, err)
 			return
 		}
-		s.stream(w, events)
+		stream(s, w, events, func(e Event) (uint64, string) { return e.Seq, e.Kind })
 	}}, nil
 }
 
-// stream writes events to w until there are no more, the client is gone, or the server closes.
-func (s *Server) stream(w http.ResponseWriter, events <-chan Event) {
+// stream writes what comes to w until there is no more, the client is gone, or the server closes. about tells the number of what came, and what it is.
+func stream[T any](s *Server, w http.ResponseWriter, events <-chan T, about func(T) (uint64, string)) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	out := http.NewResponseController(w)
@@ -65,12 +65,13 @@ func (s *Server) stream(w http.ResponseWriter, events <-chan Event) {
 			if !ok {
 				return
 			}
+			seq, what := about(e)
 			data, err := json.Marshal(e)
 			if err != nil {
-				s.log.Error("event left out", "kind", e.Kind, "err", err)
+				s.log.Error("event left out", "kind", what, "err", err)
 				continue
 			}
-			if !send("id: %d\ndata: %s\n\n", e.Seq, data) {
+			if !send("id: %d\ndata: %s\n\n", seq, data) {
 				return
 			}
 		case <-heartbeat.C:

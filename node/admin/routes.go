@@ -106,6 +106,33 @@ func (s *Server) routes(api huma.API) {
 			return reply(b.SetLink(ctx, in.Link, in.Body))
 		})
 
+	huma.Register(api, op("jobs", http.MethodGet, "/v1/jobs", "What is being done to bring disks to where they shall be"),
+		func(ctx context.Context, in *struct {
+			Ended bool `query:"ended" doc:"also what ended within the last hour"`
+			Local bool `query:"local" doc:"only what this node does"`
+		}) (*answer[[]Job], error) {
+			return reply(b.Jobs(ctx, JobQuery{Ended: in.Ended, Local: in.Local}))
+		})
+	watch := op("jobs-watch", http.MethodGet, jobsWatchPath, "Jobs, as server-sent events")
+	watch.Responses = map[string]*huma.Response{"200": {
+		Description: "A stream of events; the data of each is a list of all jobs",
+		Content: map[string]*huma.MediaType{"text/event-stream": {
+			Schema: api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[[]Job](), true, "Jobs"),
+		}},
+	}}
+	huma.Register(api, watch, s.watchJobs)
+	huma.Register(api, op("job-order", http.MethodPost, "/v1/disks/{disk}/job", "Pause, resume, retry or cancel the job of a disk"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body OrderJob
+		}) (*answer[Job], error) {
+			return reply(b.OrderJob(ctx, in.Disk, in.Body))
+		})
+	huma.Register(api, op("evacuate", http.MethodPost, "/v1/evacuate", "Move everything off some nodes, or tell what is left there"),
+		func(ctx context.Context, in *struct{ Body Evacuate }) (*answer[Evacuation], error) {
+			return reply(b.Evacuate(ctx, in.Body))
+		})
+
 	huma.Register(api, created(op("disk-create", http.MethodPost, "/v1/disks", "Create a disk")),
 		func(ctx context.Context, in *struct{ Body NewDisk }) (*answer[DiskCreated], error) {
 			return reply(b.CreateDisk(ctx, in.Body))

@@ -143,7 +143,7 @@ func (s *Server) bound(next http.Handler) http.Handler {
 
 // unhurried says whether r may take as long as it likes.
 func unhurried(r *http.Request) bool {
-	return r.URL.Path == eventsPath || len(r.URL.Path) > len("/debug/") && r.URL.Path[:len("/debug/")] == "/debug/"
+	return r.URL.Path == eventsPath || r.URL.Path == jobsWatchPath || len(r.URL.Path) > len("/debug/") && r.URL.Path[:len("/debug/")] == "/debug/"
 }
 
 // route sends a request for another node there.

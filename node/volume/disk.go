@@ -34,8 +34,9 @@ type Disk struct {
 	unvouched atomic.Pointer[error]
 
 	mu       sync.Mutex
-	attached int           // Attach without Detach
-	tries    tries         // to bring replicas back
+	attached int   // Attach without Detach
+	tries    tries // to bring replicas back
+	pausing  pausing
 	detached chan struct{} // closed and replaced when attached falls to 0
 }
 
@@ -45,7 +46,7 @@ const writerLinger = time.Second
 
 func newDisk(h *Host, id ukai.DiskID) *Disk {
 	d := &Disk{
-		host: h, id: id, inflight: semaphore.NewWeighted(h.cfg.MaxInflight), turn: make(chan struct{}, 1), detached: make(chan struct{}),
+		host: h, id: id, inflight: semaphore.NewWeighted(h.cfg.MaxInflight), turn: make(chan struct{}, 1), detached: make(chan struct{}), pausing: newPausing(),
 	}
 	name := id.String()
 	d.name.Store(&name)

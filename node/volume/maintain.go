@@ -14,7 +14,7 @@ import (
 // names this node as the holder. It gives way to anybody who attaches the disk or asks for it: then, and if another node holds it already, the
 // error matches ukai.ErrHeld or ukai.ErrNotAttached. When it returns nil there is nothing more to do now.
 func (d *Disk) Maintain(ctx context.Context) error {
-	if d.holding.Load() != nil || !d.leftBehind() && !d.anyReturns(ctx) {
+	if d.holding.Load() != nil || !d.leftBehind() && (d.pauses().paused || !d.anyReturns(ctx)) {
 		return nil // whoever uses it here has it brought up to date; or there is nothing to hold it for
 	}
 	if err := d.open(ctx, claimIfFree); err != nil {

@@ -58,7 +58,7 @@ func (h *holding) tell(e Event) {
 // nothing to do it asks nobody.
 func (h *holding) reconcile() {
 	for h.returning.Err() == nil {
-		changed := h.change()
+		changed, pauses := h.change(), h.d.pauses()
 		h.mu.Lock()
 		rec := h.sets.known
 		_, _, urgent := h.sets.suspendedGroup()
@@ -67,20 +67,21 @@ func (h *holding) reconcile() {
 		h.d.mu.Lock()
 		a, at, due := h.d.tries.choose(absentees(&rec), now, urgent)
 		h.d.mu.Unlock()
-		if due {
+		if due && !pauses.paused {
 			h.resting.Store(false)
-			h.bringBack(a)
+			h.bringBack(a, pauses.going)
 			continue
 		}
 		h.rest()
 		var timer <-chan time.Time
 		stop := func() bool { return false }
-		if at != never {
+		if at != never && !pauses.paused {
 			t := time.NewTimer(at - now)
 			timer, stop = t.C, t.Stop
 		}
 		select {
 		case <-changed:
+		case <-pauses.flipped:
 		case <-timer:
 		case <-h.returning.Done():
 		}
@@ -112,9 +113,11 @@ func (h *holding) endReturns() {
 	h.stopReturns()
 }
 
-// bringBack carries one replica from out to in sync, or notes why that cannot be done now.
-func (h *holding) bringBack(a absentee) {
-	ctx := h.returning
+// bringBack carries one replica from out to in sync, or notes why that cannot be done now. It stops where it is when going ends.
+func (h *holding) bringBack(a absentee, going context.Context) {
+	ctx, cancel := context.WithCancel(h.returning)
+	defer cancel()
+	defer context.AfterFunc(going, cancel)()
 	leave, err := h.host.resyncSlot(ctx, a.Node)
 	if err != nil {
 		return

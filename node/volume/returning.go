@@ -154,6 +154,13 @@ func (t *tries) failed(r ukai.ReplicaID, now time.Duration, why string, lacks in
 	}
 }
 
+// hurry forgets the pauses between attempts.
+func (t *tries) hurry() {
+	for _, e := range *t {
+		e.next, e.pause, e.probe = 0, 0, 0
+	}
+}
+
 // done notes that a replica is in sync.
 func (t *tries) done(r ukai.ReplicaID) {
 	e := t.of(r)

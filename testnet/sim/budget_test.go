@@ -140,10 +140,11 @@ func TestALinkAtLimitZeroCarriesNoCopiesAndTheGuestDoesNotNotice(t *testing.T) {
 		m.limit("o1", "osaka-tokyo", "0")
 		m.place("o1", "vm1", "node=t1:1", "node=o1:1")
 		m.Await("the replica is being made", func() error {
-			if got, err := locations(m.Nodes["t1"], "vm1"); err != nil || len(got) != 2 {
-				return fmt.Errorf("%v, %v", got, err)
+			got, err := locations(m.Nodes["t1"], "vm1")
+			if err == nil && len(got) != 2 {
+				err = fmt.Errorf("it is on %v", got)
 			}
-			return nil
+			return err
 		})
 		before := m.crossing("tokyo", "osaka")
 		d := m.Nodes["t1"].Volume("vm1")

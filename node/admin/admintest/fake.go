@@ -29,7 +29,8 @@ type Fake struct {
 	disks   []admin.Disk
 	rules   map[ukai.DiskID]admin.Rule
 	links   []admin.Link // sorted by name
-	made    int          // disks ever created
+	paused  map[ukai.DiskID]bool
+	made    int // disks ever created
 	left    bool
 	seq     uint64
 	readers map[chan admin.Event]bool
@@ -39,7 +40,7 @@ var _ admin.Backend = (*Fake)(nil)
 
 // New returns the mesh as the node called self sees it. dial reaches other nodes; nil: none is reachable.
 func New(self string, dial func(ctx context.Context, node string) (net.Conn, error)) *Fake {
-	f := &Fake{self: self, dial: dial, rules: map[ukai.DiskID]admin.Rule{}, readers: map[chan admin.Event]bool{}}
+	f := &Fake{self: self, dial: dial, rules: map[ukai.DiskID]admin.Rule{}, paused: map[ukai.DiskID]bool{}, readers: map[chan admin.Event]bool{}}
 	for i, n := range []struct{ name, dc string }{{"o1", "osaka"}, {"t1", "tokyo"}, {"t2", "tokyo"}, {"w1", "fukuoka"}} {
 		f.nodes = append(f.nodes, admin.Node{
 			ID: nodeID(n.name), Name: n.name, Labels: ukai.Labels{"dc": n.dc}, Address: fmt.Sprintf("10.0.0.%d:7946", i+1), State: admin.NodeAlive,
