@@ -28,10 +28,10 @@ func (n *Node) Survive(ctx context.Context, without string) (admin.Survival, err
 		place.Input
 	}
 	var disks []subject
-	now := time.Now()
+	now, repairAfter := time.Now(), n.repairAfter()
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
 		rule, _ := place.ParseText(d.Rule.Value) // one that cannot be read is told of by place show; the record speaks for itself
-		disks = append(disks, subject{admin.DiskRef{ID: d.ID, Name: d.Name.Value}, place.Input{Rule: rule, Rec: rec, Near: n.mesh.Estimate, Now: now}})
+		disks = append(disks, subject{admin.DiskRef{ID: d.ID, Name: d.Name.Value}, place.Input{Rule: rule, Rec: rec, Near: n.mesh.Estimate, Now: now, RepairAfter: repairAfter}})
 	})
 	survey := place.NewSurvey(nodes)
 	out := admin.Survival{}

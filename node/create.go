@@ -84,23 +84,16 @@ func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, e
 		return fail(err)
 	}
 	var taken bool
-	var deflt string
-	n.mesh.View(func(c *crdt.Catalog) {
-		taken = len(c.DisksByName(d.Name)) > 0
-		deflt, _ = c.Setting(settingDefaultRule)
-	})
+	n.mesh.View(func(c *crdt.Catalog) { taken = len(c.DisksByName(d.Name)) > 0 })
 	if taken {
 		return fail(fmt.Errorf("disk %s: %w; choose another name, or remove that one: ukai-node disk rm %s", d.Name, ukai.ErrExists, d.Name))
-	}
-	if deflt == "" {
-		deflt = fallbackRule
 	}
 	var rule place.Rule
 	var err error
 	if d.Rule != nil {
 		rule, err = parseRule(*d.Rule)
 	} else {
-		rule, err = place.ParseText(deflt)
+		rule, err = place.ParseText(n.defaultRule())
 	}
 	if err != nil {
 		return fail(err)

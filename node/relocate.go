@@ -120,7 +120,7 @@ type tended struct {
 // relocate begins the next step of each disk that is this node's to relocate, and says whether one of them has a job that was begun.
 func (n *Node) relocate(p people, disks []tended) (begun bool) {
 	nodes := p.candidates()
-	facts := fingerprint(nodes)
+	facts := fingerprint(nodes, n.repairAfter())
 	mine := map[ukai.DiskID]bool{}
 	for _, d := range disks {
 		if !n.relocates(p, d.rec) {
@@ -160,12 +160,12 @@ func (n *Node) relocate(p people, disks []tended) (begun bool) {
 
 // fingerprint tells apart what plans depend on about nodes, but for their free space, which changes all the time and alone is no reason
 // to move anything.
-func fingerprint(nodes []place.Node) uint64 {
+func fingerprint(nodes []place.Node, repairAfter time.Duration) uint64 {
 	var h maphash.Hash
 	h.SetSeed(fingerprintSeed)
 	slices.SortFunc(nodes, func(a, b place.Node) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	for _, x := range nodes {
-		long := !x.Alive && time.Since(x.DownSince) >= place.DefaultRepairAfter
+		long := !x.Alive && repairAfter > 0 && time.Since(x.DownSince) >= repairAfter
 		fmt.Fprintf(&h, "%s %q %s %t %t %t %t %t\n", x.ID, x.Name, x.Labels, x.Witness, x.Drain, x.NoNew, x.Alive, long)
 	}
 	return h.Sum64()
@@ -195,7 +195,10 @@ func (n *Node) plan(rule string, rec crdt.Record, nodes []place.Node) (place.Pla
 	if err != nil {
 		return place.Plan{}, err
 	}
-	in := place.Input{Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), Lost: map[ukai.ReplicaID]time.Time{}}
+	in := place.Input{
+		Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(),
+		Lost: map[ukai.ReplicaID]time.Time{},
+	}
 	for r, age := range n.host.Lost(rec.Disk) {
 		in.Lost[r] = in.Now.Add(-age)
 	}

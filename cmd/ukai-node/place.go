@@ -22,7 +22,7 @@ const termHelp = `A rule is one or more terms SELECTOR:COUNT. A selector is key=
 Two replicas of a disk never lie on the same node; --spread KEY keeps them apart further, for example by rack.`
 
 func (a *app) placeCommand() *cobra.Command {
-	return group("place", "Decide where data lies: labels of nodes and rules of disks", a.placeNodeCommand(), a.placeDiskCommand(), a.placeShowCommand())
+	return group("place", "Decide where data lies: labels of nodes and rules of disks", a.placeNodeCommand(), a.placeDiskCommand(), a.placeDefaultCommand(), a.placeShowCommand())
 }
 
 // ruleFlags are the flags that belong to a rule.

@@ -133,6 +133,14 @@ func TestEveryMethodAnswersAtTheClientAsInTheNode(t *testing.T) {
 	wantSurvival, wantErr := here.Survive(ctx, "dc=tokyo+rack=r 1")
 	mustBe(t, "survive", survival, err, wantSurvival, wantErr)
 
+	hour := int64(3600)
+	change2 := admin.SetDefaults{Rule: &admin.Rule{Terms: []string{"any:2"}}, RepairAfterSeconds: &hour}
+	defaults, err := c.SetDefaults(ctx, change2)
+	wantDefaults, wantErr := here.SetDefaults(ctx, change2)
+	mustBe(t, "set defaults", defaults, err, wantDefaults, wantErr)
+	defaults, err = c.Defaults(ctx)
+	mustBe(t, "defaults", defaults, err, wantDefaults, nil)
+
 	budget := admin.SetLink{Limit: "50MB/s", At: []string{"22:00-06:00=none"}, Zone: "+09:00"}
 	link, err := c.SetLink(ctx, "tokyo-osaka", budget)
 	wantLink, wantErr := here.SetLink(ctx, "tokyo-osaka", budget)

@@ -34,6 +34,11 @@ type Backend interface {
 	// Placements does so for all disks that are not removed, sorted by name.
 	Placements(ctx context.Context) ([]Placement, error)
 
+	// Defaults tells what holds for the whole mesh where nothing else is said.
+	Defaults(ctx context.Context) (Defaults, error)
+	// SetDefaults changes it.
+	SetDefaults(ctx context.Context, s SetDefaults) (Defaults, error)
+
 	// Survive tells what becomes of each disk if the nodes that a selector matches were gone, beside those that are down already; with an
 	// empty selector, if each node, then each datacenter, were gone in turn.
 	Survive(ctx context.Context, without string) (Survival, error)
@@ -276,6 +281,18 @@ type Step struct {
 	Bytes  int64   `json:"bytes,omitempty" doc:"copied, at most"`
 	InSync int     `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
 	Text   string  `json:"text"`
+}
+
+// Defaults is what holds for the whole mesh where nothing else is said.
+type Defaults struct {
+	Rule               string `json:"rule" doc:"of disks that are created without one"`
+	RepairAfterSeconds int64  `json:"repairAfterSeconds" doc:"how long a node may be down before what it had is made anew elsewhere; 0: for ever"`
+}
+
+// SetDefaults changes what is not absent.
+type SetDefaults struct {
+	Rule               *Rule  `json:"rule,omitempty"`
+	RepairAfterSeconds *int64 `json:"repairAfterSeconds,omitempty" minimum:"0" doc:"at least 10; 0: never"`
 }
 
 // Link is the budget of the link between two datacenters.

@@ -99,6 +99,16 @@ func (c *Client) Placements(ctx context.Context) ([]Placement, error) {
 	return ask[[]Placement](ctx, c, http.MethodGet, "/v1/placements", nil)
 }
 
+// Defaults is Backend.Defaults.
+func (c *Client) Defaults(ctx context.Context) (Defaults, error) {
+	return ask[Defaults](ctx, c, http.MethodGet, "/v1/defaults", nil)
+}
+
+// SetDefaults is Backend.SetDefaults.
+func (c *Client) SetDefaults(ctx context.Context, s SetDefaults) (Defaults, error) {
+	return ask[Defaults](ctx, c, http.MethodPatch, "/v1/defaults", s)
+}
+
 // Survive is Backend.Survive.
 func (c *Client) Survive(ctx context.Context, without string) (Survival, error) {
 	path := "/v1/survive"

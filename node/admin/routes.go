@@ -96,6 +96,12 @@ func (s *Server) routes(api huma.API) {
 			return reply(b.PlaceDisk(ctx, in.Disk, in.Body))
 		})
 
+	huma.Register(api, op("defaults", http.MethodGet, "/v1/defaults", "What holds where nothing else is said"),
+		func(ctx context.Context, _ *struct{}) (*answer[Defaults], error) { return reply(b.Defaults(ctx)) })
+	huma.Register(api, op("defaults-set", http.MethodPatch, "/v1/defaults", "Change the rule of new disks, and when what is lost is made anew"),
+		func(ctx context.Context, in *struct{ Body SetDefaults }) (*answer[Defaults], error) {
+			return reply(b.SetDefaults(ctx, in.Body))
+		})
 	huma.Register(api, op("links", http.MethodGet, "/v1/links", "Links with a budget for background copies"),
 		func(ctx context.Context, _ *struct{}) (*answer[[]Link], error) { return reply(b.Links(ctx)) })
 	huma.Register(api, op("link-set", http.MethodPut, "/v1/links/{link}", "Give a link a budget for background copies"),

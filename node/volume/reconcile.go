@@ -69,7 +69,7 @@ func (h *holding) reconcile() {
 		h.d.mu.Unlock()
 		if due && !pauses.paused {
 			h.resting.Store(false)
-			h.bringBack(a, pauses.going)
+			h.bringBack(pauses.going, a)
 			continue
 		}
 		h.rest()
@@ -114,7 +114,7 @@ func (h *holding) endReturns() {
 }
 
 // bringBack carries one replica from out to in sync, or notes why that cannot be done now. It stops where it is when going ends.
-func (h *holding) bringBack(a absentee, going context.Context) {
+func (h *holding) bringBack(going context.Context, a absentee) {
 	ctx, cancel := context.WithCancel(h.returning)
 	defer cancel()
 	defer context.AfterFunc(going, cancel)()

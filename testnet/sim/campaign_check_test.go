@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -45,6 +46,26 @@ func (c *campaign) watch() {
 			c.records[key] = said
 		}
 	}
+}
+
+// undoOrders takes back what administrators ordered beside rules: who was to take it back may have been down.
+func (c *campaign) undoOrders() {
+	no := false
+	c.m.Await("what was ordered is taken back", func() error {
+		n := c.machines[0].live.Load()
+		for _, s := range c.machines {
+			if _, err := n.ChangeNode(context.Background(), s.Name, admin.NodeChange{Drain: &no}); err != nil {
+				return err
+			}
+		}
+		for _, d := range c.disks {
+			if _, err := n.OrderJob(context.Background(), d.name, admin.OrderJob{Order: admin.OrderResume}); err != nil && !errors.Is(err, ukai.ErrNotFound) {
+				return err
+			}
+		}
+		_, err := n.SetLink(context.Background(), "tokyo-osaka", admin.SetLink{Limit: "none"})
+		return err
+	})
 }
 
 // calm waits until all disks are as their rules say, as all nodes know them.

@@ -25,7 +25,7 @@ var kinds = []struct {
 	{"crash", 8}, {"power cut", 6}, {"blackout", 2}, {"restart", 2}, {"freeze", 5}, {"suspend", 2}, {"clock jump", 2},
 	{"cut", 4}, {"one-way cut", 5}, {"isolate", 5}, {"deaf", 3}, {"mute", 3}, {"flap", 4}, {"slow", 5},
 	{"full", 4}, {"read errors", 3}, {"write error", 1}, {"sync error", 1}, {"slow disk", 4}, {"hung disk", 2},
-	{"new rule", 6}, {"resize", 3},
+	{"new rule", 6}, {"resize", 3}, {"drain", 3}, {"pause", 2}, {"cancel", 2}, {"limit", 2},
 }
 
 // mediumFor is how long a medium fails.
@@ -301,6 +301,37 @@ func (c *campaign) begin() {
 			_, err := n.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: split(rule)}})
 			return err
 		})
+	case "drain":
+		f.text = fmt.Sprintf("%s is drained for %v", other.Name, span)
+		drain := func(on bool) {
+			c.ask(s, "have "+other.Name+" drained or not", func(ctx context.Context, n admin.Backend) error {
+				_, err := n.ChangeNode(ctx, other.Name, admin.NodeChange{Drain: &on})
+				return err
+			})
+		}
+		drain(true)
+		f.heal = func() { drain(false) }
+	case "pause", "cancel":
+		f.text = fmt.Sprintf("%s the job of %s for %v", kind, d.name, span)
+		order := func(what string) {
+			c.ask(s, what+" the job of "+d.name, func(ctx context.Context, n admin.Backend) error {
+				_, err := n.OrderJob(ctx, d.name, admin.OrderJob{Order: what})
+				return err
+			})
+		}
+		order(kind)
+		f.heal = func() { order(admin.OrderResume) }
+	case "limit":
+		limit := []string{"0", "256KiB/s", "4MiB/s"}[int(ahead)%3]
+		f.text = fmt.Sprintf("copies between tokyo and osaka are limited to %s for %v", limit, span)
+		set := func(to string) {
+			c.ask(s, "limit the link to "+to, func(ctx context.Context, n admin.Backend) error {
+				_, err := n.SetLink(ctx, "tokyo-osaka", admin.SetLink{Limit: to})
+				return err
+			})
+		}
+		set(limit)
+		f.heal = func() { set("none") }
 	case "resize":
 		f.text = fmt.Sprintf("%s grows", d.name)
 		to := d.size.Load() + 512<<10

@@ -241,6 +241,7 @@ func runCampaign(t *testing.T, seed uint64) {
 	if !c.returned() {
 		t.Fatal("operations have not returned: the bubble cannot end") // a goroutine that waits for ever is told of by synctest
 	}
+	c.undoOrders()
 	c.calm()
 	c.readAll()
 	c.m.Await("nobody holds a disk", func() error { return c.each(idle) })

@@ -132,6 +132,27 @@ func TestAPausedJobStandsStillThoughItsHolderDiesAndGoesOnWhereItWas(t *testing.
 	})
 }
 
+func TestNothingIsBegunForADiskWhoseJobIsPaused(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		o1 := m.Nodes["o1"]
+		m.filled("t1", "vm1", 2<<20)
+		m.limit("o1", "tokyo-osaka", "0")
+		m.place("o1", "vm1", "dc=tokyo:1", "dc=osaka:1")
+		m.awaitLocations(o1, "vm1", "o1 syncing", "t1 in sync")
+		o1.order("vm1", admin.OrderPause)
+		m.place("o1", "vm1", "node=t1:1")
+		time.Sleep(time.Minute)
+		if got, err := locations(o1, "vm1"); err != nil || len(got) != 2 {
+			t.Errorf("paused, it is on %v: %v", got, err)
+		}
+		if p, err := o1.Placement(context.Background(), "vm1"); err != nil || !strings.Contains(p.Doing, "jobs resume vm1") {
+			t.Errorf("place show does not say that the job is paused: %q, %v", p.Doing, err)
+		}
+		o1.order("vm1", admin.OrderResume)
+		m.awaitLocations(o1, "vm1", "t1 in sync")
+	})
+}
+
 func TestACancelledRelocationLeavesTheDiskWhereItWas(t *testing.T) {
 	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
 		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka")

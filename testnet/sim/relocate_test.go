@@ -201,6 +201,51 @@ func TestAReplicaOnANodeThatIsDownForLongIsMadeAnewElsewhere(t *testing.T) {
 	})
 }
 
+func TestReplicasAreMadeAnewWhenTheMeshSaysSoAndDisksGetItsRule(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		ctx, w1 := context.Background(), m.Nodes["w1"]
+		set := func(after time.Duration) {
+			t.Helper()
+			seconds := int64(after / time.Second)
+			if _, err := w1.SetDefaults(ctx, admin.SetDefaults{Rule: &admin.Rule{Terms: []string{"dc=tokyo:2"}}, RepairAfterSeconds: &seconds}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(0)
+		time.Sleep(2 * time.Second)
+		d, err := m.Nodes["t1"].CreateDisk(ctx, admin.NewDisk{Name: "vm1", SizeBytes: 4 << 20})
+		if err != nil || d.Disk.Rule != "dc=tokyo:2" {
+			t.Fatalf("a disk without a rule got %q: %v", d.Disk.Rule, err)
+		}
+		lose := m.Nodes[d.Disk.Replicas[0].Node.Name]
+		lose.Crash()
+		still := func(n int) error {
+			info, err := w1.Disk(ctx, "vm1")
+			in := 0
+			for _, r := range info.Replicas {
+				if r.Role == admin.InSync && r.NodeState == admin.NodeAlive {
+					in++
+				}
+			}
+			if err == nil && in != n {
+				err = fmt.Errorf("%d replicas are in sync on living nodes", in)
+			}
+			return err
+		}
+		time.Sleep(time.Hour)
+		if err := still(1); err != nil {
+			t.Errorf("repairs are off: %v", err)
+		}
+		set(30 * time.Second)
+		if took := m.Await("the replica is made anew", func() error { return still(2) }); took > 30*time.Second {
+			t.Errorf("it took %v, though its node has been down for an hour", took)
+		}
+		if _, err := w1.SetDefaults(ctx, admin.SetDefaults{RepairAfterSeconds: new(int64(3))}); !errors.Is(err, ukai.ErrInvalid) {
+			t.Errorf("repairs after 3 s: %v", err)
+		}
+	})
+}
+
 func TestSurviveForetellsWhatTheLossOfADatacenterDoes(t *testing.T) {
 	bubble(t, "t1:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		m.Create("both", 1<<20, "dc=tokyo:1 dc=osaka:1")

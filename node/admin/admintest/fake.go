@@ -21,8 +21,9 @@ var Epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 // Fake is a mesh of four nodes: t1 and t2 in dc tokyo, o1 in osaka, and the witness w1 in fukuoka. It keeps disks in memory
 // and answers as a node does: names are checked, rules are met or refused, attached disks are not removed.
 type Fake struct {
-	self string
-	dial func(ctx context.Context, node string) (net.Conn, error)
+	self     string
+	defaults admin.Defaults
+	dial     func(ctx context.Context, node string) (net.Conn, error)
 
 	mu      sync.Mutex
 	nodes   []admin.Node
@@ -40,7 +41,7 @@ var _ admin.Backend = (*Fake)(nil)
 
 // New returns the mesh as the node called self sees it. dial reaches other nodes; nil: none is reachable.
 func New(self string, dial func(ctx context.Context, node string) (net.Conn, error)) *Fake {
-	f := &Fake{self: self, dial: dial, rules: map[ukai.DiskID]admin.Rule{}, paused: map[ukai.DiskID]bool{}, readers: map[chan admin.Event]bool{}}
+	f := &Fake{self: self, defaults: admin.Defaults{Rule: "dc=tokyo:2", RepairAfterSeconds: 600}, dial: dial, rules: map[ukai.DiskID]admin.Rule{}, paused: map[ukai.DiskID]bool{}, readers: map[chan admin.Event]bool{}}
 	for i, n := range []struct{ name, dc string }{{"o1", "osaka"}, {"t1", "tokyo"}, {"t2", "tokyo"}, {"w1", "fukuoka"}} {
 		f.nodes = append(f.nodes, admin.Node{
 			ID: nodeID(n.name), Name: n.name, Labels: ukai.Labels{"dc": n.dc}, Address: fmt.Sprintf("10.0.0.%d:7946", i+1), State: admin.NodeAlive,

@@ -135,6 +135,26 @@ func parse(term string) (key, value string, count int, err error) {
 
 func text(r admin.Rule) string { return strings.Join(r.Terms, " ") }
 
+// Defaults tells what SetDefaults has set; disks are created as it always was.
+func (f *Fake) Defaults(context.Context) (admin.Defaults, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.defaults, nil
+}
+
+// SetDefaults takes anything.
+func (f *Fake) SetDefaults(_ context.Context, s admin.SetDefaults) (admin.Defaults, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.Rule != nil {
+		f.defaults.Rule = text(*s.Rule)
+	}
+	if s.RepairAfterSeconds != nil {
+		f.defaults.RepairAfterSeconds = *s.RepairAfterSeconds
+	}
+	return f.defaults, nil
+}
+
 // Survive has every disk lose redundancy with the nodes that have a replica of it, and data with the last of them.
 func (f *Fake) Survive(_ context.Context, without string) (admin.Survival, error) {
 	f.mu.Lock()

@@ -1,0 +1,253 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ukai"
+	"ukai/node/admin"
+)
+
+const (
+	placementSeeds      = 4
+	shortPlacementSeeds = 1
+	placementFor        = 3 * time.Minute // virtual: how long administrators change their minds
+	placementLimit      = 2 << 20         // bytes per second between tokyo and osaka
+)
+
+// placed is a disk whose rule changes, and what the guest wrote on it.
+type placed struct {
+	name    string
+	rules   []int // copies that the last two rules asked for
+	before  int   // replicas in sync when it was last looked at
+	regions [][]byte
+}
+
+// minded is a mesh whose administrators change rules, labels and roles, pause and resume, on top of relocations that run.
+type minded struct {
+	*Mesh
+	rng     *rand.Rand
+	disks   []*placed
+	crashes bool
+	down    *Node
+	back    time.Time
+	calm    time.Time // since when no node has been down
+	writes  int
+}
+
+// TestDisksFollowRulesLabelsAndRolesAsTheyChangeAndNeverHaveFewerCopies changes rules, labels, drains and pauses at random while disks are used and
+// moved, in half of the seeds with nodes that crash.
+func TestDisksFollowRulesLabelsAndRolesAsTheyChangeAndNeverHaveFewerCopies(t *testing.T) {
+	seeds := uint64(placementSeeds)
+	if testing.Short() {
+		seeds = shortPlacementSeeds
+	}
+	for seed := uint64(1); seed <= seeds; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := &minded{Mesh: Start(t, seed, "t1:tokyo t2:tokyo t3:tokyo o1:osaka o2:osaka w1:fukuoka:witness"), rng: rand.New(rand.NewPCG(seed, 0x706c6163)), crashes: seed%2 == 0}
+				defer x.Stop()
+				x.run()
+			})
+		})
+	}
+}
+
+func (x *minded) run() {
+	wan(x.Mesh, 5*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+	x.limit("o1", "tokyo-osaka", "2MiB/s")
+	for i := range 3 {
+		d := &placed{name: fmt.Sprintf("vm%d", i+1), rules: []int{2, 2}, before: 2, regions: make([][]byte, 64)}
+		x.Create(d.name, 8<<20, "any:2")
+		x.disks = append(x.disks, d)
+	}
+	var crossed []uint64 // at each second
+	next := time.Now()
+	for end := time.Now().Add(placementFor); time.Now().Before(end); {
+		if now := time.Now(); now.After(next) {
+			next = now.Add(time.Duration(1+x.rng.IntN(8)) * time.Second)
+			x.changeMind()
+		}
+		for range 10 {
+			x.guest()
+			x.watch()
+			time.Sleep(100 * time.Millisecond)
+		}
+		crossed = append(crossed, x.crossing("tokyo", "osaka"))
+	}
+	x.settle()
+	for _, d := range x.disks {
+		x.verify(d)
+	}
+	// The guests' own traffic, gossip and QUIC's overhead are beside the budget.
+	const span = 5
+	for i := span; i < len(crossed); i++ {
+		if got := crossed[i] - crossed[i-span]; got > span*placementLimit*120/100+1<<20 {
+			x.T.Errorf("%d bytes crossed between tokyo and osaka in %d s, with a budget of %d per second", got, span, placementLimit)
+		}
+	}
+	if x.writes < 100 {
+		x.T.Errorf("only %d writes of the guests succeeded", x.writes)
+	}
+}
+
+func (x *minded) alive() *Node {
+	for {
+		if n := x.Order[x.rng.IntN(len(x.Order))]; n.Node != nil {
+			return n
+		}
+	}
+}
+
+// changeMind has an administrator change something. It may be refused.
+func (x *minded) changeMind() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	at, d := x.alive(), x.disks[x.rng.IntN(len(x.disks))]
+	node := x.Order[x.rng.IntN(5)].Name
+	yes := x.rng.IntN(3) == 0
+	switch x.rng.IntN(8) {
+	case 0, 1, 2:
+		rules := []struct {
+			terms  []string
+			copies int
+		}{{[]string{"dc=tokyo:2"}, 2}, {[]string{"dc=osaka:2"}, 2}, {[]string{"dc=tokyo:1", "dc=osaka:1"}, 2}, {[]string{"any:3"}, 3}, {[]string{"ssd=yes:1", "any:1"}, 2}, {[]string{"dc=osaka:1"}, 1}}
+		rule := rules[x.rng.IntN(len(rules))]
+		if _, err := at.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: rule.terms, Prefer: true}}); err == nil {
+			d.rules = append(d.rules, rule.copies)
+		}
+	case 3:
+		change := admin.NodeChange{Set: ukai.Labels{"ssd": "yes"}}
+		if yes {
+			change = admin.NodeChange{Unset: []string{"ssd"}}
+		}
+		_, _ = at.ChangeNode(ctx, node, change)
+	case 4:
+		_, _ = at.ChangeNode(ctx, node, admin.NodeChange{Drain: &yes})
+	case 5:
+		_, _ = at.OrderJob(ctx, d.name, admin.OrderJob{Order: admin.OrderPause})
+	case 6:
+		_, _ = at.OrderJob(ctx, d.name, admin.OrderJob{Order: []string{admin.OrderResume, admin.OrderCancel, admin.OrderRetry}[x.rng.IntN(3)]})
+		for _, rule := range []int{1, 3} { // what cancelling goes back to may be any of them
+			d.rules = append(d.rules, rule)
+		}
+	case 7:
+		if x.crashes && x.down == nil && len(at.Name) > 0 && !at.Witness {
+			x.down, x.back = at, time.Now().Add(time.Duration(1+x.rng.IntN(20))*time.Second)
+			at.Crash()
+		}
+	}
+}
+
+// guest writes and reads a region of each disk, on any node.
+func (x *minded) guest() {
+	if x.down != nil {
+		x.calm = time.Now()
+		if time.Now().After(x.back) {
+			x.down.Boot()
+			x.down = nil
+		}
+	}
+	for _, d := range x.disks {
+		if x.rng.IntN(5) > 0 {
+			continue
+		}
+		at := x.alive()
+		v, err := at.OpenDisk(d.name)
+		if err != nil {
+			continue // it has just been started
+		}
+		i, value := x.rng.IntN(len(d.regions)), byte(1+x.rng.IntN(255))
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		_, err = v.WriteAt(ctx, bytes.Repeat([]byte{value}, 4096), int64(i)*128<<10)
+		cancel()
+		if err == nil {
+			d.regions[i] = []byte{value}
+			x.writes++
+		} else {
+			if d.regions[i] == nil {
+				d.regions[i] = []byte{0}
+			}
+			d.regions[i] = append(d.regions[i], value) // it may have been written
+		}
+	}
+}
+
+// watch holds that while nodes live a disk has no fewer replicas in sync than before, unless its rule asks for fewer.
+func (x *minded) watch() {
+	for _, d := range x.disks {
+		info, err := x.Nodes["w1"].Disk(context.Background(), d.name)
+		if err != nil {
+			continue
+		}
+		in := 0
+		for _, r := range info.Replicas {
+			if r.Role == admin.InSync {
+				in++
+			}
+		}
+		asked := slices.Min(d.rules[max(0, len(d.rules)-4):])
+		if in < min(d.before, asked) && time.Since(x.calm) > time.Minute {
+			x.T.Errorf("%s has %d replicas in sync, it had %d, and its rules ask for %d: %s, %+v", d.name, in, d.before, asked, info.Rule, info.Replicas)
+		}
+		d.before = in
+	}
+}
+
+// settle has all that was ordered taken back but the rules, and waits until they are met.
+func (x *minded) settle() {
+	ctx := context.Background()
+	if x.down != nil {
+		x.down.Boot()
+		x.down = nil
+	}
+	x.AwaitWhole()
+	no := false
+	for _, n := range x.Order {
+		if _, err := x.Nodes["w1"].ChangeNode(ctx, n.Name, admin.NodeChange{Drain: &no, Set: ukai.Labels{"ssd": "yes"}}); err != nil {
+			x.T.Fatal(err)
+		}
+	}
+	for _, d := range x.disks {
+		_, _ = x.Nodes["w1"].OrderJob(ctx, d.name, admin.OrderJob{Order: admin.OrderResume}) // it may have no job
+	}
+	x.Await("all disks are as their rules say, and no job is left", func() error {
+		for _, d := range x.disks {
+			p, err := x.Nodes["w1"].Placement(ctx, d.name)
+			if err == nil && (!p.Met || len(p.Steps) > 0) {
+				err = fmt.Errorf("%s: %v, %s", d.name, p.Differences, p.Doing)
+			}
+			if err != nil {
+				return err
+			}
+			if j, err := x.Nodes["w1"].job(d.name); err == nil && !j.State.Ended() {
+				return fmt.Errorf("%+v", j)
+			}
+		}
+		return nil
+	})
+}
+
+// verify reads each region from each node.
+func (x *minded) verify(d *placed) {
+	for _, n := range x.Order {
+		for i, allowed := range d.regions {
+			if allowed == nil {
+				continue
+			}
+			p := make([]byte, 4096)
+			if _, err := n.Volume(d.name).ReadAt(context.Background(), p, int64(i)*128<<10); err != nil {
+				x.T.Fatalf("%s, region %d on %s: %v", d.name, i, n.Name, err)
+			}
+			if !bytes.Contains(allowed, p[:1]) || !bytes.Equal(p, bytes.Repeat(p[:1], len(p))) {
+				x.T.Fatalf("%s, region %d on %s reads %x, written was %x", d.name, i, n.Name, p[0], allowed)
+			}
+		}
+	}
+}
