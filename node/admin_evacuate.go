@@ -124,7 +124,7 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 			trouble("", "%v", err)
 			return
 		}
-		out.Moves = append(out.Moves, admin.Evacuating{Disk: ref, Steps: n.steps(p, plan)})
+		out.Moves = append(out.Moves, admin.Evacuating{Disk: ref, Steps: n.steps(p, plan, nil)})
 		out.CopyBytes += plan.Bytes()
 		dropped := 0
 		arbiters := rec.Arbiters

@@ -10,36 +10,39 @@ import (
 	"ukai/crdt"
 	"ukai/node/admin"
 	"ukai/node/place"
+	"ukai/node/volume"
 )
 
 // Placement implements admin.Backend.
-func (n *Node) Placement(_ context.Context, disk string) (admin.Placement, error) {
+func (n *Node) Placement(ctx context.Context, disk string) (admin.Placement, error) {
 	d, err := n.find(disk, false)
 	if err != nil {
 		return admin.Placement{}, err
 	}
-	return n.placementOf(n.people(), d, true), nil
+	return n.placementOf(ctx, n.people(), d, true), nil
 }
 
 // Placements implements admin.Backend.
-func (n *Node) Placements(context.Context) ([]admin.Placement, error) {
+func (n *Node) Placements(ctx context.Context) ([]admin.Placement, error) {
 	p := n.people()
 	list := []admin.Placement{}
-	n.eachLive(func(d *crdt.Disk, _ crdt.Record) { list = append(list, n.placementOf(p, d, false)) })
+	n.eachLive(func(d *crdt.Disk, _ crdt.Record) { list = append(list, n.placementOf(ctx, p, d, false)) })
 	slices.SortFunc(list, func(a, b admin.Placement) int { return strings.Compare(a.Disk.Name, b.Disk.Name) })
 	return list, nil
 }
 
 // placementOf tells of one disk, with steps also what leads to its rule.
-func (n *Node) placementOf(p people, d *crdt.Disk, steps bool) admin.Placement {
+func (n *Node) placementOf(ctx context.Context, p people, d *crdt.Disk, steps bool) admin.Placement {
 	var rec *crdt.Record
 	if r, ok := d.Record(); ok {
 		rec = &r
 	}
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, d.Rule.Value, rec)
 	if steps && rec != nil && d.Rule.Value != "" {
-		if plan, err := n.plan(d.Rule.Value, *rec, p.candidates()); err == nil { // a rule that cannot be read is told of already
-			n.addSteps(p, &out, plan, rec)
+		if rule, err := place.ParseText(d.Rule.Value); err == nil { // one that cannot be read is told of already
+			if plan, costs, err := n.costed(ctx, p, rule, *rec); err == nil {
+				n.addSteps(p, &out, plan, costs, rec)
+			}
 		}
 		if paused(d) {
 			out.Doing = "nothing: " + pausedText(d)
@@ -52,22 +55,78 @@ func pausedText(d *crdt.Disk) string {
 	return "its job is paused; go on with: ukai-node jobs resume " + d.Name.Value
 }
 
-// addSteps adds what leads to the rule, and who does it.
-func (n *Node) addSteps(p people, out *admin.Placement, plan place.Plan, rec *crdt.Record) {
-	out.Steps = n.steps(p, plan)
+// costed plans a disk's relocation and estimates what it takes. Nodes with a replica are asked how much of it is allocated: holes are not
+// copied. The node that carries out the plan has a replica and knows that by itself.
+func (n *Node) costed(ctx context.Context, p people, rule place.Rule, rec crdt.Record) (place.Plan, place.Costs, error) {
+	in := n.planned(rule, rec, p.candidates())
+	for _, r := range n.reports(ctx, p, rec.Disk, nodesOf(&rec)) {
+		in.Allocated = max(in.Allocated, r.Allocated)
+	}
+	plan, err := place.Relocate(in)
+	if err != nil {
+		return plan, place.Costs{}, err
+	}
+	c := place.Copying{Rec: rec, Nodes: in.Nodes, Near: in.Near, Window: volume.CopyWindow, Pause: tendEvery}
+	if rec.Phase == crdt.PhaseActive {
+		c.Holder = rec.Holder
+	}
+	costs := plan.Costs(c)
+	if in.Allocated == 0 && plan.Bytes() > 0 {
+		costs.Assumed = append(costs.Assumed, "how much of the disk is allocated is not known: all of it")
+	}
+	return plan, costs, nil
+}
+
+// addSteps adds what leads to the rule, what it takes, and who does it.
+func (n *Node) addSteps(p people, out *admin.Placement, plan place.Plan, costs place.Costs, rec *crdt.Record) {
+	out.Steps = n.steps(p, plan, &costs)
+	if len(plan.Steps) > 0 {
+		out.Costs = costsOf(p, plan, costs)
+	}
 	if plan.Unmet != "" {
 		out.Differences = append(out.Differences, plan.Unmet)
 	}
 	out.Doing = n.doing(p, rec, len(out.Steps))
 }
 
-func (n *Node) steps(p people, plan place.Plan) (list []admin.Step) {
-	for _, step := range plan.Steps {
-		list = append(list, admin.Step{
+// steps puts the steps of a plan into words, with what they take where that is known.
+func (n *Node) steps(p people, plan place.Plan, costs *place.Costs) (list []admin.Step) {
+	for i, step := range plan.Steps {
+		s := admin.Step{
 			Kind: step.Kind.String(), Node: p.ref(step.Node), From: p.ref(step.From), Bytes: step.Bytes, InSync: step.InSync, Text: n.told(p, step),
-		})
+		}
+		if costs != nil {
+			cost := &costs.Steps[i]
+			s.Bytes, s.Seconds = cost.Bytes, cost.Took.Seconds()
+			for _, id := range cost.Path {
+				s.Path = append(s.Path, p.ref(id))
+			}
+			if len(cost.Path) > 0 {
+				s.From = s.Path[0]
+			}
+			for _, c := range cost.Copies {
+				s.Copies = append(s.Copies, admin.Copies{Blocks: place.Ranges(c.Blocks), InSync: c.InSync})
+			}
+		}
+		list = append(list, s)
 	}
 	return list
+}
+
+func costsOf(p people, plan place.Plan, costs place.Costs) *admin.Costs {
+	links := func(list []place.LinkBytes) (out []admin.LinkBytes) {
+		for _, l := range list {
+			out = append(out, admin.LinkBytes(l))
+		}
+		return out
+	}
+	c := &admin.Costs{
+		Bytes: plan.Bytes(), Seconds: costs.Took.Seconds(), LeastInSync: costs.Least, Links: links(costs.Links), Pairs: links(costs.Pairs), Assumed: costs.Assumed,
+	}
+	for _, s := range costs.Space {
+		c.Space = append(c.Space, admin.NodeSpace{Node: p.ref(s.Node), PeakBytes: s.PeakBytes, FreedBytes: s.FreedBytes, LeftBytes: s.LeftBytes})
+	}
+	return c
 }
 
 // placement compares a rule with a record.
@@ -121,7 +180,7 @@ func (n *Node) doing(p people, rec *crdt.Record, steps int) string {
 }
 
 // PlaceDisk implements admin.Backend.
-func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk) (admin.Placement, error) {
+func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDisk) (admin.Placement, error) {
 	d, err := n.find(disk, false)
 	if err != nil {
 		return admin.Placement{}, err
@@ -135,7 +194,7 @@ func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk)
 		return admin.Placement{}, err
 	}
 	p := n.people()
-	plan, err := n.plan(rule.String(), rec, p.candidates())
+	plan, costs, err := n.costed(ctx, p, rule, rec)
 	if err != nil {
 		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
 	}
@@ -159,7 +218,7 @@ func (n *Node) PlaceDisk(_ context.Context, disk string, change admin.PlaceDisk)
 		n.events.add(admin.Event{Level: admin.Fine, Kind: "rule-set", Disk: d.Name.Value, Text: fmt.Sprintf("the rule of disk %s is now %s", d.Name.Value, rule)})
 	}
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, rule.String(), &rec)
-	n.addSteps(p, &out, plan, &rec)
+	n.addSteps(p, &out, plan, costs, &rec)
 	out.DryRun, out.Reasons = change.DryRun, p.reasons(plan.Reasons)
 	if change.DryRun {
 		out.Doing = ""

@@ -195,18 +195,23 @@ func (n *Node) plan(rule string, rec crdt.Record, nodes []place.Node) (place.Pla
 	if err != nil {
 		return place.Plan{}, err
 	}
+	in := n.planned(parsed, rec, nodes)
+	for _, bytes := range n.replicas.Allocated(rec.Disk) {
+		in.Allocated = max(in.Allocated, bytes)
+	}
+	return place.Relocate(in)
+}
+
+// planned is what a plan is made from, but for what is allocated.
+func (n *Node) planned(rule place.Rule, rec crdt.Record, nodes []place.Node) place.Input {
 	in := place.Input{
-		Rule: parsed, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(),
-		Lost: map[ukai.ReplicaID]time.Time{},
+		Rule: rule, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(), Lost: map[ukai.ReplicaID]time.Time{},
 	}
 	for r, age := range n.host.Lost(rec.Disk) {
 		in.Lost[r] = in.Now.Add(-age)
 	}
 	in.Nodes = n.relocations.without(in)
-	for _, bytes := range n.replicas.Allocated(rec.Disk) {
-		in.Allocated = max(in.Allocated, bytes)
-	}
-	return place.Relocate(in)
+	return in
 }
 
 // told puts a step into words.

@@ -34,6 +34,12 @@ func (n *Node) serve(r *wire.Request) {
 		n.answer(r, func(ctx context.Context) ([]byte, error) { return nil, n.dropNewReplica(ctx, r.Disk, r.Replica) })
 	case wire.KindPull:
 		n.answer(r, func(ctx context.Context) ([]byte, error) { return n.opinion(ctx, r.Payload) })
+	case wire.KindStatus:
+		if r.Replica != 0 {
+			n.replicas.Serve(r)
+			return
+		}
+		n.answer(r, func(context.Context) ([]byte, error) { return codec.Marshal(n.report(r.Disk)) })
 	case wire.KindCreateReplica:
 		if err := n.takesReplicas(); err != nil {
 			r.Reply(wire.Reply{}, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -85,26 +86,71 @@ func (a *app) printPlacement(p admin.Placement) {
 	}
 }
 
-// printSteps tells what leads to the rule.
+// printSteps tells what leads to the rule, and what that takes.
 func (a *app) printSteps(p admin.Placement) {
 	var rows [][]string
 	for i, s := range p.Steps {
 		copied := ""
 		if s.Bytes > 0 {
-			copied = "up to " + formatSize(s.Bytes)
-			if from := s.From.String(); from != "" {
-				copied += " from " + from
+			var path []string
+			for _, n := range s.Path {
+				path = append(path, n.String())
 			}
+			copied = "up to " + formatSize(s.Bytes) + " " + strings.Join(path, " > ")
 		}
-		inSync := ""
-		if s.InSync > 0 {
-			inSync = fmt.Sprint(s.InSync)
+		var copies []string
+		for _, c := range s.Copies {
+			of := ""
+			if len(s.Copies) > 1 {
+				of = " of " + c.Blocks
+			}
+			copies = append(copies, fmt.Sprint(c.InSync)+of)
 		}
-		rows = append(rows, []string{fmt.Sprintf("  %d", i+1), s.Text, dash(copied), dash(inSync)})
+		rows = append(rows, []string{fmt.Sprintf("  %d", i+1), s.Text, dash(copied), formatSeconds(s.Seconds), dash(strings.Join(copies, ", "))})
 	}
 	if len(rows) > 0 {
-		a.table([]string{">  STEP", "WHAT", "COPIED", ">IN SYNC THEN"}, rows)
+		a.table([]string{">  STEP", "WHAT", "COPIED", ">TAKES", ">IN SYNC THEN"}, rows)
 	}
+	if p.Costs != nil {
+		a.printCosts(p.Costs)
+	}
+}
+
+func (a *app) printCosts(c *admin.Costs) {
+	a.say("  in all: up to %s copied, about %s, never fewer than %d in sync", formatSize(c.Bytes), formatSeconds(c.Seconds), c.LeastInSync)
+	var rows [][]string
+	for _, l := range c.Links {
+		rows = append(rows, []string{"  " + dash(l.From), dash(l.To), formatSize(l.Bytes)})
+	}
+	if len(rows) > 0 {
+		a.table([]string{"  FROM DC", "TO DC", ">UP TO"}, rows)
+	}
+	rows = nil
+	for _, l := range c.Pairs {
+		rows = append(rows, []string{"  " + l.From, l.To, formatSize(l.Bytes)})
+	}
+	if len(rows) > 0 {
+		a.table([]string{"  FROM NODE", "TO NODE", ">UP TO"}, rows)
+	}
+	rows = nil
+	for _, s := range c.Space {
+		left := formatSize(s.LeftBytes)
+		if s.LeftBytes < 0 {
+			left = a.colour(red, formatSize(-s.LeftBytes)+" too little")
+		}
+		rows = append(rows, []string{"  " + s.Node.String(), formatSize(s.PeakBytes), left, formatSize(s.FreedBytes)})
+	}
+	if len(rows) > 0 {
+		a.table([]string{"  ON NODE", ">TAKES UP TO", ">LEFT THEN", ">FREED AN HOUR LATER"}, rows)
+	}
+	for _, s := range c.Assumed {
+		a.say("  assumed: %s", s)
+	}
+}
+
+// formatSeconds returns a time that was estimated, for people.
+func formatSeconds(s float64) string {
+	return time.Duration(max(1, math.Round(s)) * float64(time.Second)).String()
 }
 
 func (a *app) printReasons(reasons []admin.Reason) {

@@ -23,8 +23,9 @@ func (a *app) placeDiskCommand() *cobra.Command {
 ` + termHelp + `
 
 On a disk that has data the rule is carried out while the disk is used: replicas that suit it stay, new ones are made and brought up to date,
-then the others are dropped, and the arbiters follow. Nodes that die meanwhile do no harm: whoever is left goes on. --dry-run shows the steps;
-place show tells how far it is. The space of a dropped replica is freed an hour later.`,
+then the others are dropped, and the arbiters follow. Nodes that die meanwhile do no harm: whoever is left goes on. --dry-run shows the steps,
+what each of them copies on which way, how long that takes, and how many copies are in sync then; what crosses each link, and the space it takes on each
+node. Place show tells how far it is. The space of a dropped replica is freed an hour later.`,
 		Example: `  ukai-node place disk vm1 dc=tokyo:2 dc=osaka:1 --spread rack
   ukai-node place disk vm1 dc=osaka:2 --dry-run`,
 		Args: atLeast("the NAME of a disk", "a TERM such as dc=tokyo:2"),

@@ -267,6 +267,7 @@ type Placement struct {
 	Differences []string  `json:"differences,omitempty" doc:"one sentence each"`
 	Reasons     []Reason  `json:"reasons,omitempty" doc:"per node considered, why it was or was not chosen"`
 	Steps       []Step    `json:"steps,omitempty" doc:"what leads to the rule, in the order in which it is done"`
+	Costs       *Costs    `json:"costs,omitempty" doc:"of all steps together"`
 	Doing       string    `json:"doing,omitempty" doc:"what is being done about the differences"`
 	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
 	Warnings    []Warning `json:"warnings,omitempty"`
@@ -275,12 +276,47 @@ type Placement struct {
 
 // Step is one part of a plan that leads a disk to its rule.
 type Step struct {
-	Kind   string  `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
-	Node   NodeRef `json:"node,omitzero" doc:"where a replica is made or dropped"`
-	From   NodeRef `json:"from,omitzero" doc:"nearest node that the data of a new replica can come from"`
-	Bytes  int64   `json:"bytes,omitempty" doc:"copied, at most"`
-	InSync int     `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
-	Text   string  `json:"text"`
+	Kind    string    `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
+	Node    NodeRef   `json:"node,omitzero" doc:"where a replica is made or dropped"`
+	From    NodeRef   `json:"from,omitzero" doc:"node that the data of a new replica comes from"`
+	Path    []NodeRef `json:"path,omitempty" doc:"of the data: its source, the node that copies, where the replica is made"`
+	Bytes   int64     `json:"bytes,omitempty" doc:"copied, at most: holes are not, nor what both sides have"`
+	InSync  int       `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
+	Copies  []Copies  `json:"copies,omitempty" doc:"in sync of all blocks when it is done"`
+	Seconds float64   `json:"seconds,omitempty" doc:"it takes, estimated"`
+	Text    string    `json:"text"`
+}
+
+// Copies is how many copies in sync blocks have.
+type Copies struct {
+	Blocks string `json:"blocks" example:"0-2559"`
+	InSync int    `json:"inSync"`
+}
+
+// Costs is what steps take together.
+type Costs struct {
+	Bytes       int64       `json:"bytes" doc:"copied, at most"`
+	Seconds     float64     `json:"seconds" doc:"estimated"`
+	LeastInSync int         `json:"leastInSync" doc:"fewest copies in sync that any block has at any moment"`
+	Links       []LinkBytes `json:"links" doc:"what crosses between datacenters, and within one"`
+	Pairs       []LinkBytes `json:"pairs" doc:"what crosses between nodes"`
+	Space       []NodeSpace `json:"space"`
+	Assumed     []string    `json:"assumed,omitempty" doc:"what is not known, and what was taken instead"`
+}
+
+// LinkBytes is what crosses a link in one direction.
+type LinkBytes struct {
+	From  string `json:"from"`
+	To    string `json:"to"`
+	Bytes int64  `json:"bytes" doc:"at most"`
+}
+
+// NodeSpace is the space that steps take on a node.
+type NodeSpace struct {
+	Node       NodeRef `json:"node"`
+	PeakBytes  int64   `json:"peakBytes" doc:"taken at most at any moment, beside what is taken now"`
+	FreedBytes int64   `json:"freedBytes,omitempty" doc:"given back an hour after a replica is dropped, about"`
+	LeftBytes  int64   `json:"leftBytes" doc:"free beyond the reserve at the peak; negative: too little"`
 }
 
 // Defaults is what holds for the whole mesh where nothing else is said.

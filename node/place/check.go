@@ -45,7 +45,7 @@ func Check(rule Rule, rec crdt.Record, nodes []Node) Status {
 		g := &rec.Groups[i]
 		prefix := ""
 		if len(rec.Groups) > 1 {
-			prefix = "blocks " + ranges(rec.RangesOf(g.ID)) + ": "
+			prefix = "blocks " + Ranges(rec.RangesOf(g.ID)) + ": "
 		}
 		text, differences := s.group(rule, g, byID)
 		now = append(now, prefix+text)
@@ -167,7 +167,8 @@ func assign(rule Rule, nodes []Node) []int {
 	return terms
 }
 
-func ranges(list []ukai.Range) string {
+// Ranges returns ranges of blocks in words.
+func Ranges(list []ukai.Range) string {
 	text := make([]string, len(list))
 	for i, r := range list {
 		text[i] = r.String()

@@ -47,6 +47,7 @@ type Step struct {
 	Replica ukai.ReplicaID // that is dropped
 	From    ukai.NodeID    // nearest node that the data of a new replica can come from
 	Bytes   int64          // copied, at most
+	Frees   int64          // of a drop: given back later, about
 	Why     string         // of a drop and of arbiters
 	// Arbiters are those of MoveArbiters, sorted.
 	Arbiters []ukai.NodeID
@@ -250,6 +251,12 @@ func (w *work) steps(g *crdt.Group, target []int) {
 			w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: lostWhy, InSync: inSync})
 		}
 	}
+	// All data of new replicas goes through the holder: with a replica of its own first, it comes from afar only once.
+	if holder, known := w.p.index[w.rec.Holder]; known && w.rec.Phase == crdt.PhaseActive {
+		if at := slices.Index(target, holder); at > 0 {
+			target = slices.Insert(slices.Delete(slices.Clone(target), at, at+1), 0, holder)
+		}
+	}
 	for _, i := range target {
 		n := &w.p.nodes[i]
 		if slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Node == n.ID && !w.p.lost(m) }) {
@@ -288,7 +295,7 @@ func (w *work) steps(g *crdt.Group, target []int) {
 		} else if w.plan.Unmet != "" && (!known || !w.p.nodes[i].Alive || w.p.lost(m)) {
 			continue // it may come back, and is better than nothing
 		}
-		w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: why, InSync: inSync})
+		w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: why, Frees: bytes, InSync: inSync})
 	}
 }
 

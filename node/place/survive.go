@@ -115,7 +115,7 @@ func (s *Survey) fate(rec crdt.Record, gone Selector) (out Outcome) {
 func (s *Survey) group(rec *crdt.Record, g *crdt.Group, gone Selector, worse func(Fate, string, ...any)) (lost bool) {
 	of := ""
 	if len(rec.Groups) > 1 {
-		of = " of blocks " + ranges(rec.RangesOf(g.ID))
+		of = " of blocks " + Ranges(rec.RangesOf(g.ID))
 	}
 	var there, taken, down []ukai.NodeID
 	for _, m := range g.InSync() {

@@ -17,6 +17,9 @@ const (
 	copyBytes   = 256 << 10 // copied under one range lock: what a write of the guest may have to wait for
 )
 
+// CopyWindow is how many bytes of a resync are under way at once: with round trips it bounds how fast copies are made.
+const CopyWindow = resyncWidth * copyBytes
+
 // sweep compares and copies all blocks that are dirty now, each once.
 func (f *following) sweep(ctx context.Context, l *link) error {
 	if err := f.fit(ctx, l, 0); err != nil {

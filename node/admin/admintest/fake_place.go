@@ -29,6 +29,9 @@ func (f *Fake) PlaceDisk(_ context.Context, disk string, p admin.PlaceDisk) (adm
 	if !pl.Met {
 		pl.Notice = "the rule is recorded; the data stays where it is"
 	}
+	if p.DryRun {
+		pl.Steps, pl.Costs = steps(d)
+	}
 	if !p.DryRun {
 		f.rules[d.ID] = p.Rule
 		d.Rule, d.RuleMet = pl.Rule, pl.Met
@@ -121,6 +124,21 @@ func (f *Fake) placement(d *admin.Disk, r admin.Rule) admin.Placement {
 		p.Wanted = append(p.Wanted, w)
 	}
 	return p
+}
+
+// steps makes one more replica of a disk, on o1.
+func steps(d *admin.Disk) ([]admin.Step, *admin.Costs) {
+	const copied = 3 << 29
+	from, to := d.Replicas[0].Node, admin.NodeRef{Name: "o1"}
+	step := admin.Step{
+		Kind: "add", Node: to, From: from, Path: []admin.NodeRef{from, to}, Bytes: copied, InSync: 3, Seconds: 31.4, Text: "a replica is made on o1",
+		Copies: []admin.Copies{{Blocks: "0-5119", InSync: 3}},
+	}
+	return []admin.Step{step}, &admin.Costs{
+		Bytes: copied, Seconds: 31.4, LeastInSync: 2, Links: []admin.LinkBytes{{From: "tokyo", To: "osaka", Bytes: copied}},
+		Pairs: []admin.LinkBytes{{From: from.Name, To: to.Name, Bytes: copied}}, Space: []admin.NodeSpace{{Node: to, PeakBytes: copied, LeftBytes: 20 << 30}},
+		Assumed: []string{"copies run at 100 MiB/s"},
+	}
 }
 
 func parse(term string) (key, value string, count int, err error) {
