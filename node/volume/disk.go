@@ -28,6 +28,7 @@ type Disk struct {
 	inflight *semaphore.Weighted
 
 	holding atomic.Pointer[holding]
+	mix     atomic.Pointer[ioMix]
 	turn    chan struct{} // lock of 1 around attaching and releasing
 	quiet   atomic.Bool   // nothing was written for writerLinger
 	// unvouched says why acknowledged writes that were not flushed cannot be vouched for any more, until a flush has told.
@@ -121,7 +122,15 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := d.check(off, int64(len(p))); err != nil {
 		return 0, d.story("read", off, len(p), err)
 	}
-	err := d.anywhere(ctx, func(h *holding) error { return h.read(ctx, p, off) }, func(ctx context.Context, holder ukai.NodeID) error {
+	err := d.anywhere(ctx, func(h *holding) error {
+		began := time.Now()
+		if err := h.read(ctx, p, off); err != nil {
+			return err
+		}
+		m := d.record()
+		m.count(&m.reads, off, int64(len(p)), d.Size(), time.Since(began))
+		return nil
+	}, func(ctx context.Context, holder ukai.NodeID) error {
 		return d.forwardRead(ctx, holder, p, off)
 	})
 	if err != nil {
@@ -170,7 +179,13 @@ func (d *Disk) mutate(ctx context.Context, kind wire.Kind, p []byte, off, n int6
 	if err := d.check(off, n); err != nil {
 		return err
 	}
-	return h.mutate(ctx, kind, p, off, n)
+	began := time.Now()
+	if err := h.mutate(ctx, kind, p, off, n); err != nil || kind != wire.KindWrite {
+		return err
+	}
+	m := d.record()
+	m.count(&m.writes, off, n, d.Size(), time.Since(began))
+	return nil
 }
 
 // Flush returns after all writes completed before it are on stable storage on every replica that may be in sync. On a
@@ -185,12 +200,19 @@ func (d *Disk) Flush(ctx context.Context) error {
 		return nil
 	}
 	defer h.ops.leave()
+	began, idle := time.Now(), !h.dirty.Load()
 	err := h.flush(ctx)
 	if err == nil {
 		err = h.vouched(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("flush %s: %w", d.Name(), err)
+	}
+	if !idle {
+		m := d.record()
+		m.flushes.Add(1)
+		m.flush.Observe(time.Since(began))
+		m.one()
 	}
 	return nil
 }

@@ -192,7 +192,12 @@ func (h *hosted) read(epoch ukai.Epoch, session uint32, p []byte, off int64) err
 	if err := h.check("read", off, int64(len(p))); err != nil {
 		return err
 	}
-	return h.data.ReadAt(p, off)
+	began := time.Now()
+	if err := h.data.ReadAt(p, off); err != nil {
+		return err
+	}
+	h.rs.service.read(len(p), began)
+	return nil
 }
 
 // write applies p at off after the stamps have been raised. An empty p only raises the stamp of the block at off.
@@ -205,10 +210,15 @@ func (h *hosted) write(ctx context.Context, epoch ukai.Epoch, session uint32, p 
 	if err := h.check("write", off, int64(len(p))); err != nil {
 		return err
 	}
+	began := time.Now()
 	if err := h.raise(ctx, off, int64(len(p)), s); err != nil || len(p) == 0 {
 		return err
 	}
-	return h.data.WriteAt(p, off)
+	if err := h.data.WriteAt(p, off); err != nil {
+		return err
+	}
+	h.rs.service.write(len(p), began)
+	return nil
 }
 
 // clear makes a range read as zeros: a write that leaves a stamp and, with discard, a hole.
@@ -236,7 +246,12 @@ func (h *hosted) flush(ctx context.Context, epoch ukai.Epoch, session uint32) er
 		return err
 	}
 	defer ops.leave()
-	return h.data.Sync(ctx)
+	began := time.Now()
+	if err := h.data.Sync(ctx); err != nil {
+		return err
+	}
+	h.rs.service.Flushes.Observe(time.Since(began))
+	return nil
 }
 
 // resize grows the replica. A smaller size is not this operation's: see the protocol, 5.5.

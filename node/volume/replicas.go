@@ -59,7 +59,11 @@ type Replicas struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	running *gate
+	service Service
 }
+
+// Service returns how long this node's store takes.
+func (rs *Replicas) Service() *Service { return &rs.service }
 
 type replicaKey struct {
 	disk    ukai.DiskID
