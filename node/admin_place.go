@@ -219,6 +219,11 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 	}
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, rule.String(), &rec)
 	n.addSteps(p, &out, plan, costs, &rec)
+	if change.DryRun && len(plan.Steps) > 0 && rec.Phase == crdt.PhaseActive && p.alive(rec.Holder) {
+		f := n.forecasts(ctx, p, rec, plan, []place.Node{{ID: rec.Holder}})
+		f.Disk = out.Disk
+		out.Forecast = &f
+	}
 	out.DryRun, out.Reasons = change.DryRun, p.reasons(plan.Reasons)
 	if change.DryRun {
 		out.Doing = ""

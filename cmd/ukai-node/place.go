@@ -114,6 +114,9 @@ func (a *app) printSteps(p admin.Placement) {
 	if p.Costs != nil {
 		a.printCosts(p.Costs)
 	}
+	if p.Forecast != nil {
+		a.printForecast(*p.Forecast)
+	}
 }
 
 func (a *app) printCosts(c *admin.Costs) {

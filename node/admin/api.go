@@ -39,6 +39,9 @@ type Backend interface {
 	// SetDefaults changes it.
 	SetDefaults(ctx context.Context, s SetDefaults) (Defaults, error)
 
+	// Forecast tells what a VM would feel of a disk on the nodes that a selector matches, now and after each step of the plan that leads to its
+	// rule, or to the one that the terms make.
+	Forecast(ctx context.Context, disk, at string, terms []string) (Forecast, error)
 	// Survive tells what becomes of each disk if the nodes that a selector matches were gone, beside those that are down already; with an
 	// empty selector, if each node, then each datacenter, were gone in turn.
 	Survive(ctx context.Context, without string) (Survival, error)
@@ -268,6 +271,7 @@ type Placement struct {
 	Reasons     []Reason  `json:"reasons,omitempty" doc:"per node considered, why it was or was not chosen"`
 	Steps       []Step    `json:"steps,omitempty" doc:"what leads to the rule, in the order in which it is done"`
 	Costs       *Costs    `json:"costs,omitempty" doc:"of all steps together"`
+	Forecast    *Forecast `json:"forecast,omitempty" doc:"what the VM feels where it runs, now and after each step"`
 	Doing       string    `json:"doing,omitempty" doc:"what is being done about the differences"`
 	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
 	Warnings    []Warning `json:"warnings,omitempty"`
@@ -349,6 +353,68 @@ type SetLink struct {
 	Limit string   `json:"limit" maxLength:"32" doc:"bytes per second: 50MB/s, 20MiB/s, 400Mbit/s; 0: nothing is copied; none: no limit"`
 	At    []string `json:"at,omitempty" maxItems:"16" doc:"windows HH:MM-HH:MM=RATE with another limit; the first that holds counts"`
 	Zone  string   `json:"zone,omitempty" maxLength:"6" doc:"offset from UTC in which the windows are, such as +09:00; absent: UTC"`
+}
+
+// Forecast tells what VMs would feel of a disk on some nodes, now and after each step of the plan that leads to its rule.
+type Forecast struct {
+	Disk     DiskRef      `json:"disk"`
+	Recorded *RecordedIO  `json:"recorded,omitempty" doc:"what the disk's guest did of late; absent: nothing was recorded, and small requests all over the disk are assumed"`
+	At       []ForecastAt `json:"at"`
+}
+
+// ForecastAt is the forecast for one node.
+type ForecastAt struct {
+	Node          NodeRef         `json:"node"`
+	Felt          []Felt          `json:"felt" doc:"now, then after each step of the plan"`
+	Inputs        []ForecastInput `json:"inputs" doc:"one per node with a replica in sync, now or later"`
+	WithinPercent int             `json:"withinPercent" doc:"by which measured medians may differ"`
+	Why           []string        `json:"why,omitempty" doc:"what was not measured"`
+}
+
+// Felt is how long requests of a guest take.
+type Felt struct {
+	When  string  `json:"when"`
+	Read  Latency `json:"read"`
+	Write Latency `json:"write"`
+	Flush Latency `json:"flush"`
+}
+
+// Latency is a distribution of durations in two numbers.
+type Latency struct {
+	P50Micros int64 `json:"p50Micros"`
+	P99Micros int64 `json:"p99Micros"`
+}
+
+// ForecastInput is what a forecast was made from, for one node with a replica.
+type ForecastInput struct {
+	Node     NodeRef `json:"node"`
+	RTT      Latency `json:"rtt" doc:"from the node that the forecast is for"`
+	Measured bool    `json:"measured" doc:"the round trip; otherwise it is estimated from coordinates"`
+	Read     Latency `json:"read" doc:"of its store, up to 64 KiB"`
+	Write    Latency `json:"write" doc:"of its store, up to 64 KiB"`
+	Flush    Latency `json:"flush" doc:"of its store"`
+}
+
+// RecordedIO is what a disk's guest did of late.
+type RecordedIO struct {
+	Reads     RecordedRequests `json:"reads"`
+	Writes    RecordedRequests `json:"writes"`
+	Flushes   uint32           `json:"flushes"`
+	FlushFelt Latency          `json:"flushFelt"`
+}
+
+// RecordedRequests is one kind of request.
+type RecordedRequests struct {
+	Count      uint32      `json:"count"`
+	Sizes      []SizeCount `json:"sizes"`
+	HotPercent int         `json:"hotPercent" doc:"of them go to the hottest tenth of the disk"`
+	Felt       Latency     `json:"felt" doc:"by the guest"`
+}
+
+// SizeCount counts requests of a class of sizes.
+type SizeCount struct {
+	UpToBytes int64  `json:"upToBytes"`
+	Count     uint32 `json:"count"`
 }
 
 // Survival tells what disks survive.

@@ -109,6 +109,15 @@ func (c *Client) SetDefaults(ctx context.Context, s SetDefaults) (Defaults, erro
 	return ask[Defaults](ctx, c, http.MethodPatch, "/v1/defaults", s)
 }
 
+// Forecast is Backend.Forecast.
+func (c *Client) Forecast(ctx context.Context, disk, at string, terms []string) (Forecast, error) {
+	query := url.Values{"at": {at}}
+	if len(terms) > 0 {
+		query.Set("term", strings.Join(terms, ","))
+	}
+	return askDisk[Forecast](ctx, c, http.MethodGet, disk, "/forecast?"+query.Encode(), nil)
+}
+
 // Survive is Backend.Survive.
 func (c *Client) Survive(ctx context.Context, without string) (Survival, error) {
 	path := "/v1/survive"

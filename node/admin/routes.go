@@ -88,6 +88,14 @@ func (s *Server) routes(api huma.API) {
 		func(ctx context.Context, in *DiskPath) (*answer[Placement], error) {
 			return reply(b.Placement(ctx, in.Disk))
 		})
+	huma.Register(api, op("forecast", http.MethodGet, "/v1/disks/{disk}/forecast", "What a VM would feel of a disk on other nodes"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			At   string   `query:"at" required:"true" maxLength:"2048" doc:"selector of the nodes, such as dc=osaka"`
+			Term []string `query:"term" maxItems:"64" doc:"of a rule that the disk does not have yet; absent: its own rule"`
+		}) (*answer[Forecast], error) {
+			return reply(b.Forecast(ctx, in.Disk, in.At, in.Term))
+		})
 	huma.Register(api, op("disk-place", http.MethodPut, "/v1/disks/{disk}/placement", "Give a disk a rule"),
 		func(ctx context.Context, in *struct {
 			DiskPath

@@ -173,6 +173,34 @@ func (f *Fake) SetDefaults(_ context.Context, s admin.SetDefaults) (admin.Defaul
 	return f.defaults, nil
 }
 
+// Forecast has a disk of Tokyo felt as 8 ms away.
+func (f *Fake) Forecast(_ context.Context, disk, at string, terms []string) (admin.Forecast, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	if err != nil {
+		return admin.Forecast{}, err
+	}
+	if at != "dc=osaka" {
+		return admin.Forecast{}, fmt.Errorf("forecast %s: no node that is alive is %s: %w", disk, at, ukai.ErrNotFound)
+	}
+	far, near := admin.Latency{P50Micros: 8200, P99Micros: 16400}, admin.Latency{P50Micros: 110, P99Micros: 950}
+	out := admin.Forecast{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, At: []admin.ForecastAt{{
+		Node: admin.NodeRef{Name: "o1"}, WithinPercent: 50, Why: []string{"the round trip to t1 is estimated, not measured"},
+		Felt:   []admin.Felt{{When: "now", Read: far, Write: far, Flush: far}},
+		Inputs: []admin.ForecastInput{{Node: admin.NodeRef{Name: "t1"}, RTT: far, Read: near, Write: near, Flush: near}},
+	}}}
+	if len(terms) > 0 {
+		out.At[0].Felt = append(out.At[0].Felt, admin.Felt{When: "then a replica is made on o1", Read: near, Write: far, Flush: far})
+		out.Recorded = &admin.RecordedIO{
+			Reads:   admin.RecordedRequests{Count: 700, HotPercent: 80, Felt: near, Sizes: []admin.SizeCount{{UpToBytes: 4096, Count: 600}, {UpToBytes: 65536, Count: 100}}},
+			Writes:  admin.RecordedRequests{Count: 300, HotPercent: 60, Felt: near, Sizes: []admin.SizeCount{{UpToBytes: 4096, Count: 300}}},
+			Flushes: 30, FlushFelt: near,
+		}
+	}
+	return out, nil
+}
+
 // Survive has every disk lose redundancy with the nodes that have a replica of it, and data with the last of them.
 func (f *Fake) Survive(_ context.Context, without string) (admin.Survival, error) {
 	f.mu.Lock()
