@@ -79,7 +79,7 @@ func (n *Node) job(p people, d tended, nodes []place.Node, q admin.JobQuery) (ad
 		return out, false
 	}
 	if !open {
-		out.Kind, out.Since, stored = kindOf(p, d.rec, plan), time.Time{}, job{Total: left}
+		out.Kind, out.Since, stored = n.kindOf(p, d.rec, plan), time.Time{}, job{Total: left}
 	}
 	out.StepsLeft = len(plan.Steps)
 	out.TotalBytes, out.DoneBytes = stored.Total, max(stored.Done, stored.Total-left, 0)

@@ -80,7 +80,7 @@ func (n *Node) beginJob(d tended, plan place.Plan) {
 		return
 	}
 	left, _ := n.bytesLeft(d.rec, plan)
-	n.recordJob(d.Disk, job{Kind: kindOf(n.people(), d.rec, plan), Rule: d.Rule.Value, Since: time.Now().UnixMilli(), Total: left})
+	n.recordJob(d.Disk, job{Kind: n.kindOf(n.people(), d.rec, plan), Rule: d.Rule.Value, Since: time.Now().UnixMilli(), Total: left})
 }
 
 // followJob records how far a job has come, where that is worth it, and its end.
@@ -103,9 +103,12 @@ func (n *Node) followJob(d tended, plan place.Plan) {
 }
 
 // kindOf says what a plan is for.
-func kindOf(p people, rec crdt.Record, plan place.Plan) string {
+func (n *Node) kindOf(p people, rec crdt.Record, plan place.Plan) string {
 	kind := "resync"
-	if len(plan.Steps) > 0 {
+	switch {
+	case len(plan.Steps) > 0 && n.lost(rec.Disk) > 0:
+		kind = "repair"
+	case len(plan.Steps) > 0:
 		kind = "relocation"
 	}
 	for _, id := range append(nodesOf(&rec), rec.Arbiters...) {

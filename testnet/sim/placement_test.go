@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,10 +26,19 @@ const (
 // placed is a disk whose rule changes, and what the guest wrote on it.
 type placed struct {
 	name    string
-	rules   []int // copies that the last two rules asked for
-	before  int   // replicas in sync when it was last looked at
+	asked   []asked // by its rules, of late
+	before  int     // replicas in sync when it was last looked at
 	regions [][]byte
 }
+
+// asked is how many copies a rule asked for when it was looked at.
+type asked struct {
+	at     time.Time
+	copies int
+}
+
+// askedFor is for how long a step may go on that an older rule asked for.
+const askedFor = 10 * time.Second
 
 // minded is a mesh whose administrators change rules, labels and roles, pause and resume, on top of relocations that run.
 type minded struct {
@@ -63,7 +74,7 @@ func (x *minded) run() {
 	wan(x.Mesh, 5*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
 	x.limit("o1", "tokyo-osaka", "2MiB/s")
 	for i := range 3 {
-		d := &placed{name: fmt.Sprintf("vm%d", i+1), rules: []int{2, 2}, before: 2, regions: make([][]byte, 64)}
+		d := &placed{name: fmt.Sprintf("vm%d", i+1), before: 2, regions: make([][]byte, 64)}
 		x.Create(d.name, 8<<20, "any:2")
 		x.disks = append(x.disks, d)
 	}
@@ -114,14 +125,8 @@ func (x *minded) changeMind() {
 	yes := x.rng.IntN(3) == 0
 	switch x.rng.IntN(8) {
 	case 0, 1, 2:
-		rules := []struct {
-			terms  []string
-			copies int
-		}{{[]string{"dc=tokyo:2"}, 2}, {[]string{"dc=osaka:2"}, 2}, {[]string{"dc=tokyo:1", "dc=osaka:1"}, 2}, {[]string{"any:3"}, 3}, {[]string{"ssd=yes:1", "any:1"}, 2}, {[]string{"dc=osaka:1"}, 1}}
-		rule := rules[x.rng.IntN(len(rules))]
-		if _, err := at.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: rule.terms, Prefer: true}}); err == nil {
-			d.rules = append(d.rules, rule.copies)
-		}
+		rules := [][]string{{"dc=tokyo:2"}, {"dc=osaka:2"}, {"dc=tokyo:1", "dc=osaka:1"}, {"any:3"}, {"ssd=yes:1", "any:1"}, {"dc=osaka:1"}}
+		_, _ = at.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: rules[x.rng.IntN(len(rules))], Prefer: true}})
 	case 3:
 		change := admin.NodeChange{Set: ukai.Labels{"ssd": "yes"}}
 		if yes {
@@ -134,9 +139,6 @@ func (x *minded) changeMind() {
 		_, _ = at.OrderJob(ctx, d.name, admin.OrderJob{Order: admin.OrderPause})
 	case 6:
 		_, _ = at.OrderJob(ctx, d.name, admin.OrderJob{Order: []string{admin.OrderResume, admin.OrderCancel, admin.OrderRetry}[x.rng.IntN(3)]})
-		for _, rule := range []int{1, 3} { // what cancelling goes back to may be any of them
-			d.rules = append(d.rules, rule)
-		}
 	case 7:
 		if x.crashes && x.down == nil && len(at.Name) > 0 && !at.Witness {
 			x.down, x.back = at, time.Now().Add(time.Duration(1+x.rng.IntN(20))*time.Second)
@@ -192,9 +194,23 @@ func (x *minded) watch() {
 				in++
 			}
 		}
-		asked := slices.Min(d.rules[max(0, len(d.rules)-4):])
-		if in < min(d.before, asked) && time.Since(x.calm) > time.Minute {
-			x.T.Errorf("%s has %d replicas in sync, it had %d, and its rules ask for %d: %s, %+v", d.name, in, d.before, asked, info.Rule, info.Replicas)
+		copies := 0
+		for _, word := range strings.Fields(info.Rule) {
+			if _, n, term := strings.Cut(word, ":"); term {
+				c, err := strconv.Atoi(n)
+				if err != nil {
+					x.T.Fatal(err)
+				}
+				copies += c
+			}
+		}
+		d.asked = append(d.asked, asked{time.Now(), copies})
+		d.asked = slices.DeleteFunc(d.asked, func(a asked) bool { return time.Since(a.at) > askedFor })
+		for _, a := range d.asked {
+			copies = min(copies, a.copies)
+		}
+		if in < min(d.before, copies) && time.Since(x.calm) > time.Minute {
+			x.T.Errorf("%s has %d replicas in sync, it had %d, and its rules ask for %d: %s, %+v", d.name, in, d.before, copies, info.Rule, info.Replicas)
 		}
 		d.before = in
 	}

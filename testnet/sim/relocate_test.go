@@ -217,6 +217,7 @@ func TestReplicasAreMadeAnewWhenTheMeshSaysSoAndDisksGetItsRule(t *testing.T) {
 		if err != nil || d.Disk.Rule != "dc=tokyo:2" {
 			t.Fatalf("a disk without a rule got %q: %v", d.Disk.Rule, err)
 		}
+		m.Await("w1 knows the disk", func() error { _, err := w1.Disk(ctx, "vm1"); return err })
 		lose := m.Nodes[d.Disk.Replicas[0].Node.Name]
 		lose.Crash()
 		still := func(n int) error {
@@ -233,6 +234,11 @@ func TestReplicasAreMadeAnewWhenTheMeshSaysSoAndDisksGetItsRule(t *testing.T) {
 			return err
 		}
 		time.Sleep(time.Hour)
+		// Something that plans depend on changes, so that they are made anew.
+		if _, err := w1.ChangeNode(ctx, "w1", admin.NodeChange{Set: ukai.Labels{"rack": "r1"}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
 		if err := still(1); err != nil {
 			t.Errorf("repairs are off: %v", err)
 		}
