@@ -72,14 +72,16 @@ func (n *Node) forecasts(ctx context.Context, p people, rec crdt.Record, plan pl
 			asked = append(asked, s.Node)
 		}
 	}
+	var at []ukai.NodeID
 	for _, h := range hosts {
-		asked = append(asked, h.ID)
+		at = append(at, h.ID)
 	}
+	asked = append(asked, at...)
 	if !rec.Holder.IsZero() { // also the last one: its guest's I/O is what is known
 		asked = append(asked, rec.Holder)
 	}
 	slices.SortFunc(asked, func(a, b ukai.NodeID) int { return slices.Compare(a[:], b[:]) })
-	reports := n.reports(ctx, p, rec.Disk, slices.Compact(asked))
+	reports := n.reports(ctx, p, rec.Disk, slices.Compact(asked), at...)
 
 	mix := mixOf(rec.Holder, reports)
 	out := admin.Forecast{Recorded: recorded(mix)}
@@ -99,7 +101,7 @@ func (n *Node) trip(reports map[ukai.NodeID]report, from, to ukai.NodeID) place.
 	for _, pair := range [][2]ukai.NodeID{{from, to}, {to, from}} {
 		for _, t := range reports[pair[0]].Peers {
 			if t.Node == pair[1] {
-				return place.Trip{P50: t.EWMA, P99: t.P99, Measured: true}
+				return place.Trip{P50: t.P50, P99: t.P99, Measured: true}
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"ukai"
@@ -33,7 +34,7 @@ type times struct {
 // peerTrip is a round trip that a node has measured.
 type peerTrip struct {
 	Node ukai.NodeID   `cbor:"1,keyasint"`
-	EWMA time.Duration `cbor:"2,keyasint"`
+	P50  time.Duration `cbor:"2,keyasint"`
 	P99  time.Duration `cbor:"3,keyasint"`
 }
 
@@ -52,8 +53,8 @@ func timesOf(s *volume.Service) (t times) {
 	return t
 }
 
-// report tells what this node knows about a disk.
-func (n *Node) report(disk ukai.DiskID) (r report) {
+// report tells what this node knows about a disk, and how far some nodes are.
+func (n *Node) report(ctx context.Context, disk ukai.DiskID, to []ukai.NodeID) (r report) {
 	for _, bytes := range n.replicas.Allocated(disk) {
 		r.Allocated = max(r.Allocated, bytes)
 	}
@@ -61,16 +62,60 @@ func (n *Node) report(disk ukai.DiskID) (r report) {
 		r.Mix = &mix
 	}
 	r.Store = timesOf(n.replicas.Service())
-	for _, m := range n.mesh.Members() {
-		if rtt, p99, ok := n.mesh.RTT(m.ID); ok && !m.Self {
-			r.Peers = append(r.Peers, peerTrip{m.ID, rtt, p99})
-		}
-	}
+	r.Peers = n.ping(ctx, to)
 	return r
 }
 
-// reports asks nodes, all at the same time, what they know about a disk.
-func (n *Node) reports(ctx context.Context, p people, disk ukai.DiskID, nodes []ukai.NodeID) map[ukai.NodeID]report {
+// pings is how many round trips tell how far a node is, pingTime how long they may take.
+const (
+	pings    = 16
+	minPings = 3
+	pingTime = reportTime / 2
+	// maxPinged bounds the nodes that are pinged for one report.
+	maxPinged = 64
+)
+
+// ping measures how far nodes are, all at the same time. What membership has smoothed over idle links is no measure for requests: it
+// includes time that both ends were asleep.
+func (n *Node) ping(ctx context.Context, to []ukai.NodeID) (all []peerTrip) {
+	ctx, cancel := context.WithTimeout(ctx, pingTime)
+	defer cancel()
+	trips := make(chan peerTrip, maxPinged)
+	asked := 0
+	for _, id := range to[:min(len(to), maxPinged)] {
+		if id != n.id && n.spawn(func() { trips <- n.pingOne(ctx, id) }) {
+			asked++
+		}
+	}
+	for range asked {
+		if t := <-trips; t.P50 > 0 {
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
+// pingOne measures how far a node is; the first round trip only wakes both ends.
+func (n *Node) pingOne(ctx context.Context, id ukai.NodeID) peerTrip {
+	var took []time.Duration
+	for i := range pings + 1 {
+		began := time.Now()
+		if _, err := n.call(ctx, id, &wire.Message{Kind: wire.KindPing}); err != nil {
+			break
+		}
+		if i > 0 {
+			took = append(took, time.Since(began))
+		}
+	}
+	if len(took) < minPings {
+		return peerTrip{}
+	}
+	slices.Sort(took)
+	return peerTrip{id, max(took[len(took)/2], 1), max(took[len(took)-1], 1)}
+}
+
+// reports asks nodes, all at the same time, what they know about a disk, and some of them how far all are.
+func (n *Node) reports(ctx context.Context, p people, disk ukai.DiskID, nodes []ukai.NodeID, hosts ...ukai.NodeID) map[ukai.NodeID]report {
 	ctx, cancel := context.WithTimeout(ctx, reportTime)
 	defer cancel()
 	type answer struct {
@@ -84,12 +129,20 @@ func (n *Node) reports(ctx context.Context, p people, disk ukai.DiskID, nodes []
 		if !p.alive(id) {
 			continue
 		}
+		var to []ukai.NodeID
+		if slices.Contains(hosts, id) {
+			to = nodes
+		}
 		if n.spawn(func() {
 			a := answer{from: id, ok: true}
 			if id == n.id {
-				a.report = n.report(disk)
+				a.report = n.report(ctx, disk, to)
 			} else {
-				reply, err := n.call(ctx, id, &wire.Message{Kind: wire.KindStatus, Disk: disk})
+				payload, err := codec.Marshal(to)
+				reply := wire.Reply{}
+				if err == nil {
+					reply, err = n.call(ctx, id, &wire.Message{Kind: wire.KindStatus, Disk: disk, Payload: payload})
+				}
 				a.ok = err == nil && codec.Unmarshal(reply.Payload, &a.report) == nil
 			}
 			answers <- a

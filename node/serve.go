@@ -39,7 +39,13 @@ func (n *Node) serve(r *wire.Request) {
 			n.replicas.Serve(r)
 			return
 		}
-		n.answer(r, func(context.Context) ([]byte, error) { return codec.Marshal(n.report(r.Disk)) })
+		n.answer(r, func(ctx context.Context) ([]byte, error) {
+			var to []ukai.NodeID
+			if err := codec.Unmarshal(r.Payload, &to); err != nil {
+				return nil, err
+			}
+			return codec.Marshal(n.report(ctx, r.Disk, to))
+		})
 	case wire.KindCreateReplica:
 		if err := n.takesReplicas(); err != nil {
 			r.Reply(wire.Reply{}, err)

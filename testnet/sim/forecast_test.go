@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -39,10 +40,8 @@ func TestForecastIsWhatAGuestThenFeels(t *testing.T) {
 				ctx := context.Background()
 				m.Create("vm1", 16<<20, test.rule)
 				host := m.Nodes[test.at]
-				if test.ack != "" {
-					if _, err := host.SetDisk(ctx, "vm1", admin.SetDisk{Ack: test.ack}); err != nil {
-						t.Fatal(err)
-					}
+				if _, err := host.SetDisk(ctx, "vm1", admin.SetDisk{Ack: cmp.Or(test.ack, "all")}); err != nil {
+					t.Fatal(err)
 				}
 				for _, name := range []string{"t1", "t2", "o1", "f1"} { // some I/O, so that stores have measured
 					m.Create("on-"+name, 16<<20, "node="+name+":1")
