@@ -66,6 +66,9 @@ type Replica interface {
 
 	// ReadAt fills p from off; what was never written reads as zeros. A read error does not break the replica.
 	ReadAt(p []byte, off int64) error
+	// ReadStored is ReadAt of what the device has, not of what was read or written before and is still in memory, as far as the kernel can be
+	// told so: what is not on the device yet comes from memory.
+	ReadStored(p []byte, off int64) error
 	// WriteAt writes p at off, to the page cache. The caller has raised the stamps of the blocks it touches. A write
 	// that needs new space fails with ukai.ErrNoSpace while the file system is below its reserve; overwriting goes on.
 	// After an error any of the sectors may have been written.

@@ -29,11 +29,17 @@ func SumOf(p []byte) Sum { return xxh3.Hash128(p).Bytes() }
 
 // Quiet implements Replica.
 func (r *replica) Quiet(index ukai.Index) (ukai.BlockStamp, bool) {
+	quiet := func() (ukai.BlockStamp, bool) {
+		s, ok := r.Stamp(index)
+		h := r.header.Load()
+		return s, ok && !h.Stable.Less(s) && !h.Unclean
+	}
+	if s, ok := quiet(); !ok {
+		return s, false // the next write to it pays nothing for having been looked at
+	}
 	// In this order: a raise that begins after the bit was set clears it, one that ended before has changed the stamp.
 	r.summed.set(index)
-	s, ok := r.Stamp(index)
-	h := r.header.Load()
-	return s, ok && !h.Stable.Less(s) && !h.Unclean
+	return quiet()
 }
 
 // Checksums implements Replica.

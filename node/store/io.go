@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 
+	"golang.org/x/sys/unix"
+
 	"ukai"
 )
 
@@ -30,6 +32,14 @@ func (r *replica) ReadAt(p []byte, off int64) error {
 		return r.ioError("read", off, err)
 	}
 	return nil
+}
+
+// ReadStored implements Replica.
+func (r *replica) ReadStored(p []byte, off int64) error {
+	if fd, ok := r.file.fd(); ok {
+		_ = unix.Fadvise(int(fd), off, int64(len(p)), unix.FADV_DONTNEED) // advice: where it is not taken, memory is read
+	}
+	return r.ReadAt(p, off)
 }
 
 // WriteAt implements Replica.

@@ -2,6 +2,7 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -305,6 +306,11 @@ func testData(t *testing.T, m Machine) {
 	want[size-1] = 9
 	const far = size - 1<<20 // what is in between was sampled
 	wantData(t, r, 0, want[:1<<20])
+	stored := make([]byte, 1<<20) // most of it is not on the device yet
+	ok(t, r.ReadStored(stored, 0))
+	if !bytes.Equal(stored, want[:1<<20]) {
+		t.Error("what is stored is not what was written")
+	}
 	wantData(t, r, far, want[far:])
 	ok(t, b.Close())
 	b = m.Open(t)
