@@ -81,6 +81,15 @@ func (n *Node) replicaEvent(e volume.Event) {
 		ev.Kind, ev.Text = "replica-in-sync", fmt.Sprintf("the replica of %s on %s is in sync again: %d bytes copied in %v", e.Name, node, e.Bytes, e.Took.Round(time.Millisecond))
 	case volume.ResyncFailed:
 		ev.Level, ev.Kind, ev.Text = admin.Warn, "resync-failed", fmt.Sprintf("the replica of %s on %s is not brought up to date: %s", e.Name, node, e.Why)
+	case volume.Mended:
+		ev.Kind, ev.Level = "corruption-repaired", admin.Warn
+		ev.Text = fmt.Sprintf("%d bytes at %d of the replica of %s on %s could not be read or had rotted, and were written anew from another replica", e.Bytes, e.Off, e.Name, node)
+	case volume.Found:
+		ev.Kind, ev.Level = "corruption-found", admin.Warn
+		ev.Text = fmt.Sprintf("%d bytes at %d of the replica of %s on %s cannot be read or have rotted; ukai-node scrub %s repairs them", e.Bytes, e.Off, e.Name, node, e.Name)
+	case volume.Rotten:
+		ev.Kind, ev.Level = "corruption-unrepaired", admin.Critical
+		ev.Text = fmt.Sprintf("%d bytes at %d of the replica of %s on %s cannot be read, have rotted or may have, and cannot be repaired: %s", e.Bytes, e.Off, e.Name, node, e.Why)
 	case volume.Lossy:
 		ev.Node, ev.Level, ev.Kind = n.cfg.Name, admin.Critical, "writes-lost"
 		ev.Text = fmt.Sprintf("writes to %s that were acknowledged and not flushed may be lost: %s", e.Name, e.Why)

@@ -415,5 +415,6 @@ func (h *holding) serve() {
 	h.host.heartbeat([]*holding{h})
 	h.mu.Lock()
 	h.goLocked(h.reconcile)
+	h.goLocked(h.announceHere)
 	h.mu.Unlock()
 }

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -65,8 +66,28 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 		return err
 	}
 	f.h.locks.unlock(c)
+	err := f.equalise(ctx, l, i, off, end, source())
+	if none := (*sourceless)(nil); errors.As(err, &none) && (errors.Is(err, ukai.ErrCorrupt) || errors.Is(err, ukai.ErrMedia)) {
+		// Perhaps this replica has what the others have lost. If nobody has, it gets what any reader gets: a disk with one copy is worse.
+		var found ScrubResult
+		if err = f.h.scrubBlock(ctx, i, false, &found); err == nil {
+			as := source()
+			if found.Unrepaired > 0 {
+				as = nil
+			}
+			err = f.equalise(ctx, l, i, off, end, as)
+		}
+	}
+	if err == nil {
+		f.steps.Add(1)
+	}
+	return err
+}
+
+// equalise makes [off, end), which is a block, equal.
+func (f *following) equalise(ctx context.Context, l *link, i ukai.Index, off, end int64, as []byte) error {
 	for at := off; at < end; at += maxHashed {
-		if err := f.compare(ctx, l, i, at, min(maxHashed, end-at)); err != nil {
+		if err := f.compare(ctx, l, i, at, min(maxHashed, end-at), as); err != nil {
 			return err
 		}
 	}
@@ -78,12 +99,11 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 		if from == to {
 			break
 		}
-		if err := f.copy(ctx, l, i, from, to, end); err != nil {
+		if err := f.copy(ctx, l, i, from, to, end, as); err != nil {
 			return err
 		}
 		copied, chunk = true, to
 	}
-	f.steps.Add(1)
 	if copied {
 		f.h.host.resynced.blocks.Add(1)
 	}
@@ -111,7 +131,7 @@ func (f *following) pay(ctx context.Context, i ukai.Index, n int64) error {
 }
 
 // compare asks the source and the replica for the hashes of a part of a block.
-func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n int64) error {
+func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n int64, as []byte) error {
 	if err := f.pay(ctx, i, (n+ukai.ChunkSize-1)/ukai.ChunkSize*int64(len(chunkHash{}))); err != nil {
 		return err
 	}
@@ -119,12 +139,12 @@ func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n i
 	both, part := errgroup.WithContext(ctx)
 	both.Go(func() error {
 		return f.fromSource(part, i, func(src *member) (err error) {
-			want, err = src.hashes(part, off, n)
+			want, err = src.hashes(part, off, n, as)
 			return err
 		})
 	})
 	both.Go(func() (err error) {
-		if have, err = f.m.hashes(part, off, n); err != nil {
+		if have, err = f.m.hashes(part, off, n, nil); err != nil {
 			return f.blame(part, l, err)
 		}
 		return nil
@@ -145,7 +165,7 @@ func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n i
 }
 
 // copy copies chunks [from, to) of a block, whose end on the disk is given, under their range lock.
-func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to int, end int64) error {
+func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to int, end int64, as []byte) error {
 	f.mu.Lock()
 	start := f.state.blockOff(i)
 	f.mu.Unlock()
@@ -165,7 +185,7 @@ func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to in
 	}
 	defer f.h.locks.unlock(c)
 	p := make([]byte, end-off)
-	if err := f.fromSource(ctx, i, func(src *member) error { return src.get(ctx, p, off) }); err != nil {
+	if err := f.fromSource(ctx, i, func(src *member) error { return src.fetch(ctx, p, off, as) }); err != nil {
 		return err
 	}
 	// Not older than any write in the range, and newer than what the replica is known to have, so that an interrupted
@@ -218,6 +238,12 @@ func (f *following) lockPaid(ctx context.Context, c *claim) error {
 	}
 }
 
+// sourceless is the error of a block of which no source has all.
+type sourceless struct{ err error }
+
+func (s *sourceless) Error() string { return s.err.Error() }
+func (s *sourceless) Unwrap() error { return s.err }
+
 // fromSource lets get ask members of the read set, the nearest first, until one has answered.
 func (f *following) fromSource(ctx context.Context, i ukai.Index, get func(src *member) error) error {
 	var tried []*member
@@ -227,7 +253,7 @@ func (f *following) fromSource(ctx context.Context, i ukai.Index, get func(src *
 		group, _ := v.layout.groupAt(i)
 		src, l, _ := v.group(group).choose(tried, false)
 		if src == nil {
-			return fmt.Errorf("no source for block %d: %w", i, last)
+			return &sourceless{fmt.Errorf("no source for block %d: %w", i, last)}
 		}
 		err := get(src)
 		switch {
@@ -238,7 +264,9 @@ func (f *following) fromSource(ctx context.Context, i ukai.Index, get func(src *
 		case ctx.Err() != nil:
 			return err
 		}
-		f.h.readFailed(src, l, err)
+		if f.h.readFailed(src, l, err) {
+			f.h.mendSoon(i)
+		}
 		last, tried = err, append(tried, src)
 	}
 }

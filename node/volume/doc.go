@@ -17,6 +17,6 @@
 //
 // # Where decisions are made
 //
-// sets.go, rangelock.go (the queue), lease.go, checkpoint.go, takeover.go, replica.go, follow.go and returning.go decide: no goroutine, clock,
+// sets.go, rangelock.go (the queue), lease.go, checkpoint.go, takeover.go, replica.go, follow.go, returning.go and judge.go decide: no goroutine, clock,
 // randomness or I/O, time is an argument. Everything else acts.
 package volume

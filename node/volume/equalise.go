@@ -25,12 +25,12 @@ func (h *holding) equalise(ctx context.Context, from *member, others []*member, 
 	}
 	for end := off + n; off < end; off += maxHashed {
 		part := min(maxHashed, end-off)
-		want, err := from.hashes(ctx, off, part)
+		want, err := from.hashes(ctx, off, part, nil)
 		if err != nil {
 			return err
 		}
 		for _, m := range others {
-			have, err := m.hashes(ctx, off, part)
+			have, err := m.hashes(ctx, off, part, nil)
 			if err != nil {
 				return err
 			}
@@ -95,7 +95,12 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 }
 
 func (m *member) get(ctx context.Context, p []byte, off int64) error {
-	reply, err := m.command(ctx, wire.Message{Kind: wire.KindRead, Offset: off, Count: uint32(len(p))}, p)
+	return m.fetch(ctx, p, off, nil)
+}
+
+// fetch is get, or with source() a read that fails where the data has rotted.
+func (m *member) fetch(ctx context.Context, p []byte, off int64, as []byte) error {
+	reply, err := m.command(ctx, wire.Message{Kind: wire.KindRead, Offset: off, Count: uint32(len(p)), Payload: as}, p)
 	if err == nil && len(reply.Payload) != len(p) {
 		err = m.named(fmt.Errorf("read of %d bytes returned %d: %w", len(p), len(reply.Payload), ukai.ErrCorrupt))
 	}
@@ -118,9 +123,9 @@ func (m *member) sync(ctx context.Context) error {
 	return err
 }
 
-// hashes returns the hashes of the chunks of a range.
-func (m *member) hashes(ctx context.Context, off, n int64) ([]chunkHash, error) {
-	reply, err := m.command(ctx, wire.Message{Kind: wire.KindHash, Offset: off, Count: uint32(n)}, nil)
+// hashes returns the hashes of the chunks of a range; with source() it fails where the data has rotted.
+func (m *member) hashes(ctx context.Context, off, n int64, as []byte) ([]chunkHash, error) {
+	reply, err := m.command(ctx, wire.Message{Kind: wire.KindHash, Offset: off, Count: uint32(n), Payload: as}, nil)
 	if err != nil {
 		return nil, err
 	}

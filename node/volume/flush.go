@@ -59,11 +59,24 @@ func (h *holding) checkpoint(ctx context.Context) error {
 		return err
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	if h.stable.Less(old.stamp) {
 		h.stable = old.stamp
 	}
+	h.mu.Unlock()
+	h.announceHere()
 	return nil
+}
+
+// announceHere tells the replicas on this node, which get no heartbeats, what is stable. Their checksums depend on it.
+func (h *holding) announceHere() {
+	for _, m := range h.view.Load().all {
+		if m.local == nil {
+			continue
+		}
+		if err := m.local.settle(m.beat().beat); err != nil {
+			h.host.cfg.Log.Info("the stable stamp was not noted; the next checkpoint tells again", "disk", h.d.Name(), "replica", m.Replica, "err", err)
+		}
+	}
 }
 
 // announceFor is how long a release waits for the replicas to take over the last stable stamp. It may be lost: then a

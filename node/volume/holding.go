@@ -57,6 +57,8 @@ type holding struct {
 	obstacle error           // why a failed replica can be neither mended nor dropped
 	changed  chan struct{}   // closed and replaced at each change that somebody may wait for
 	window   window          // with ack=local
+	mending  int             // blocks that are being mended because a read found them bad
+	mended   map[ukai.Index]bool
 
 	// Replicas that are out are brought back by reconcile, one at a time.
 	following   *following      // the one that is being brought up to date, nil if there is none
@@ -321,7 +323,7 @@ func (h *holding) tick() {
 func (h *holding) idle() {
 	h.idleTicks++
 	h.quietTicks++
-	if h.used.Swap(false) {
+	if h.used.Swap(false) || h.ops.inside() > 0 {
 		h.idleTicks = 0
 	}
 	if h.wrote.Swap(false) {

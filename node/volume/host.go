@@ -122,6 +122,9 @@ type Host struct {
 	resynced struct {
 		bytes, blocks, hashed atomic.Int64
 	}
+	scrubbed struct {
+		verified, corrupt, repaired, unrepaired atomic.Int64 // parts of disks
+	}
 }
 
 // NewHost starts the holder's side. Close it before Replicas.
@@ -244,6 +247,10 @@ func (h *Host) Counters() map[string]uint64 {
 		"ukai_resync_bytes_total":        uint64(h.resynced.bytes.Load()),
 		"ukai_resync_blocks_total":       uint64(h.resynced.blocks.Load()),
 		"ukai_resync_hashed_bytes_total": uint64(h.resynced.hashed.Load()),
+		"ukai_scrub_verified_total":      uint64(h.scrubbed.verified.Load()),
+		"ukai_scrub_corrupt_total":       uint64(h.scrubbed.corrupt.Load()),
+		"ukai_scrub_repaired_total":      uint64(h.scrubbed.repaired.Load()),
+		"ukai_scrub_unrepaired_total":    uint64(h.scrubbed.unrepaired.Load()),
 	}
 }
 

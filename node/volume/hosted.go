@@ -142,6 +142,11 @@ func (h *hosted) shut(ctx context.Context) error {
 func (h *hosted) beat(b beat) error {
 	// Before the fence is looked at, so that a seal which that look misses does not miss this.
 	h.confirmed.Store(int64(h.rs.cfg.Clock()))
+	return h.settle(b)
+}
+
+// settle takes over the stable stamp of a holder whose epoch is in force.
+func (h *hosted) settle(b beat) error {
 	a := h.admitted.Load()
 	confirm, stable := a.onHeartbeat(b.Epoch, b.Session)
 	if !confirm {
@@ -183,7 +188,8 @@ func (h *hosted) check(what string, off, n int64) error {
 	return nil
 }
 
-func (h *hosted) read(epoch ukai.Epoch, session uint32, p []byte, off int64) error {
+// read fills p from off. With source it fails where a checksum says that the data has rotted.
+func (h *hosted) read(epoch ukai.Epoch, session uint32, p []byte, off int64, source bool) error {
 	ops, err := h.enter(epoch, session)
 	if err != nil {
 		return err
@@ -191,6 +197,11 @@ func (h *hosted) read(epoch ukai.Epoch, session uint32, p []byte, off int64) err
 	defer ops.leave()
 	if err := h.check("read", off, int64(len(p))); err != nil {
 		return err
+	}
+	if source {
+		if err := h.sound(off, int64(len(p))); err != nil {
+			return err
+		}
 	}
 	began := time.Now()
 	if err := h.data.ReadAt(p, off); err != nil {
@@ -288,19 +299,22 @@ func (h *hosted) next(epoch ukai.Epoch, session uint32, off int64, hole bool) (i
 	return h.data.NextData(off)
 }
 
-// suspects lists, encoded, the blocks from first on whose stamp is newer than a given one. If more is true the list goes
-// on at next.
-func (h *hosted) suspects(epoch ukai.Epoch, session uint32, than ukai.BlockStamp, first ukai.Index) (list []byte, next ukai.Index, more bool, err error) {
+// suspects lists, encoded, the blocks from first on whose stamp is newer than a given one, at most so many; 0: as many as there is room for. If more
+// is true the list goes on at next.
+func (h *hosted) suspects(epoch ukai.Epoch, session uint32, than ukai.BlockStamp, first ukai.Index, most int) (list []byte, next ukai.Index, more bool, err error) {
 	ops, err := h.enter(epoch, session)
 	if err != nil {
 		return nil, 0, false, err
 	}
 	defer ops.leave()
+	if most <= 0 || most > maxSuspects {
+		most = maxSuspects
+	}
 	for _, b := range h.data.Newer(than) {
 		if b.Index < first {
 			continue
 		}
-		if len(list) == maxSuspects*suspectBytes {
+		if len(list) == most*suspectBytes {
 			return list, b.Index, true, nil
 		}
 		list = appendSuspect(list, suspect{index: b.Index, stamp: b.Stamp})
@@ -311,8 +325,8 @@ func (h *hosted) suspects(epoch ukai.Epoch, session uint32, than ukai.BlockStamp
 // maxHashed is the longest range hashed for one request.
 const maxHashed = 4 << 20
 
-// hash returns the hashes of the chunks of a range that begins at a chunk's border.
-func (h *hosted) hash(epoch ukai.Epoch, session uint32, off, n int64) ([]byte, error) {
+// hash returns the hashes of the chunks of a range that begins at a chunk's border. With source it fails like read.
+func (h *hosted) hash(epoch ukai.Epoch, session uint32, off, n int64, source bool) ([]byte, error) {
 	ops, err := h.enter(epoch, session)
 	if err != nil {
 		return nil, err
@@ -323,6 +337,11 @@ func (h *hosted) hash(epoch ukai.Epoch, session uint32, off, n int64) ([]byte, e
 	}
 	if off%ukai.ChunkSize != 0 || n > maxHashed {
 		return nil, fmt.Errorf("hash of %d bytes at %d: %w: at most %d, from a multiple of %d", n, off, ukai.ErrInvalid, maxHashed, ukai.ChunkSize)
+	}
+	if source {
+		if err := h.sound(off, n); err != nil {
+			return nil, err
+		}
 	}
 	out := make([]byte, 0, (n+ukai.ChunkSize-1)/ukai.ChunkSize*int64(len(chunkHash{})))
 	chunk := make([]byte, min(n, ukai.ChunkSize))

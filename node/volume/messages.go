@@ -8,6 +8,7 @@ import (
 
 	"ukai"
 	"ukai/crdt/codec"
+	"ukai/node/wire"
 )
 
 // What the payloads of this package's requests hold. Small, rare ones are CBOR; lists of blocks and hashes have a form
@@ -116,6 +117,11 @@ func decodeSuspects(b []byte) ([]suspect, error) {
 	}
 	return list, nil
 }
+
+// source is the payload of a Read or Hash whose answer others are to be made equal to: data that has rotted must not be spread.
+func source() []byte { return []byte{1} }
+
+func asSource(m *wire.Message) bool { return len(m.Payload) > 0 }
 
 // chunkHash identifies the content of a chunk: the first half of its SHA-256, or zero for a chunk of zeros, which need
 // not be sent to be copied.

@@ -94,6 +94,7 @@ func (h *holding) fromReplica(ctx context.Context, index ukai.Index, behind *ato
 			last = err
 			tried = append(tried, m)
 			if h.readFailed(m, l, err) {
+				h.mendSoon(index)
 				unreadable++
 			}
 			continue
@@ -174,7 +175,7 @@ func (h *holding) readFailed(m *member, l *link, err error) (unreadable bool) {
 // readFrom reads from m, and from next too if m is slow. It returns the member whose answer is in p.
 func (h *holding) readFrom(m *member, l *link, next *member, p []byte, off int64) (*member, error) {
 	if m.local != nil {
-		return m, m.local.rs.named(m.local.read(h.epoch, l.session, p, off))
+		return m, m.local.rs.named(m.local.read(h.epoch, l.session, p, off, false))
 	}
 	first := h.startRead(m, l, p, off)
 	if next == nil {

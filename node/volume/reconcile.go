@@ -33,6 +33,10 @@ const (
 	// What may be lost, with ack=local or to a loss of power:
 	Lossy      // a takeover: writes that were acknowledged and not flushed
 	Unfinished // a holder was deposed or gave up: Bytes that were acknowledged and that not all replicas have
+	// What a scrub finds in a replica, Bytes at Off:
+	Mended // it could not be read, or was not what was written, and was written anew from another replica
+	Found  // likewise, and it was only looked for
+	Rotten // likewise, and there is nothing to repair it from, or that failed
 )
 
 // Event is something that happened to a disk held by this host, or to a replica of it.
@@ -42,9 +46,10 @@ type Event struct {
 	Name    string // of the disk
 	Replica ukai.ReplicaID
 	Node    ukai.NodeID   // of the replica
-	Why     string        // of all but Joined and Resynced
+	Why     string        // of all but Joined, Resynced, Mended and Found
 	Bytes   int64         // copied, of Resynced and ResyncFailed; see Unfinished
 	Took    time.Duration // likewise
+	Off     int64         // bytes; of Mended, Found and Rotten
 }
 
 func (h *holding) tell(e Event) {

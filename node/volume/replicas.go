@@ -111,7 +111,7 @@ type request interface {
 }
 
 // Serve answers one request of a kind in this list: Read, Write, Zero, Discard, Status (of a replica: where data or a hole
-// is), Flush, Resize, Seal, Hello, Heartbeat, Stamps, Hash, CreateReplica. It does not block: what may wait runs in a goroutine of its own, within bounds.
+// is), Flush, Resize, Seal, Hello, Heartbeat, Stamps, Hash, Verify, Checksum, Restore, CreateReplica. It does not block: what may wait runs in a goroutine of its own, within bounds.
 func (rs *Replicas) Serve(r *wire.Request) { rs.serve(wireRequest{r}) }
 
 func (rs *Replicas) serve(r request) {
@@ -126,7 +126,7 @@ func (rs *Replicas) serve(r request) {
 			}
 		}
 		rs.start(r, &rs.data, maxPendingData, true)
-	case wire.KindRead, wire.KindZero, wire.KindDiscard, wire.KindHash:
+	case wire.KindRead, wire.KindZero, wire.KindDiscard, wire.KindHash, wire.KindVerify, wire.KindRestore:
 		rs.start(r, &rs.data, maxPendingData, true)
 	default:
 		rs.start(r, &rs.rest, maxPendingRest, false)
@@ -176,7 +176,7 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 			return wire.Reply{}, fmt.Errorf("read of %d bytes: %w: at most %d", m.Count, ukai.ErrInvalid, ukai.MaxIO)
 		}
 		p := r.buffer(int(m.Count))
-		return wire.Reply{Payload: p}, h.read(m.Epoch, m.Session, p, m.Offset)
+		return wire.Reply{Payload: p}, h.read(m.Epoch, m.Session, p, m.Offset, asSource(m))
 	case wire.KindWrite:
 		return wire.Reply{}, h.write(rs.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp)
 	case wire.KindZero, wire.KindDiscard:
@@ -202,15 +202,26 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 		}
 		return wire.Reply{}, h.hello(rs.ctx, m.Epoch, m.Session, req.Incarnation)
 	case wire.KindStamps:
-		list, next, more, err := h.suspects(m.Epoch, m.Session, m.Stamp, ukai.Index(m.Offset))
+		list, next, more, err := h.suspects(m.Epoch, m.Session, m.Stamp, ukai.Index(m.Offset), int(m.Count))
 		reply := wire.Reply{Offset: int64(next), Payload: list}
 		if more {
 			reply.Count = 1
 		}
 		return reply, err
 	case wire.KindHash:
-		hashes, err := h.hash(m.Epoch, m.Session, m.Offset, int64(m.Count))
+		hashes, err := h.hash(m.Epoch, m.Session, m.Offset, int64(m.Count), asSource(m))
 		return wire.Reply{Payload: hashes}, err
+	case wire.KindVerify:
+		in, err := h.verify(m.Epoch, m.Session, m.Offset, int64(m.Count))
+		reply := wire.Reply{Stamp: in.stamp, Payload: encodeLooks(in.looks)}
+		if in.quiet {
+			reply.Count = 1
+		}
+		return reply, err
+	case wire.KindChecksum:
+		return wire.Reply{}, h.note(rs.ctx, m.Epoch, m.Session, m.Offset, m.Stamp, m.Payload)
+	case wire.KindRestore:
+		return wire.Reply{}, h.restore(m.Epoch, m.Session, m.Payload, m.Offset)
 	}
 	return wire.Reply{}, fmt.Errorf("request of kind %v to a replica: %w", m.Kind, ukai.ErrUnsupported)
 }

@@ -33,13 +33,16 @@ const (
 	KindCopy          Kind = 20 // let a replica fetch chunks from another one
 	KindResize        Kind = 21 // change the size of a replica
 	KindStatus        Kind = 22 // ask a node or a replica about itself
+	KindVerify        Kind = 23 // hold a replica's data against its checksums
+	KindChecksum      Kind = 24 // note the checksums of a block of a replica
+	KindRestore       Kind = 25 // write back what a replica had and has lost
 
-	lastKind = KindStatus
+	lastKind = KindRestore
 )
 
 func kindNames() []string {
 	return []string{"", "ping", "read", "write", "zero", "discard", "flush", "seal", "hello", "heartbeat", "stamps", "hash", "create replica",
-		"retire replica", "forward", "yield", "prepare", "accept", "init", "pull", "copy", "resize", "status"}
+		"retire replica", "forward", "yield", "prepare", "accept", "init", "pull", "copy", "resize", "status", "verify", "checksum", "restore"}
 }
 
 // String returns the kind in words.
