@@ -67,7 +67,8 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 		return out
 	}
 	out := n.describe(p, d.Name.Value, rec, d.Rule.Value)
-	out.Created = d.Born.Stamp.Time()
+	out.Created, out.Scrub = d.Born.Stamp.Time(), showScrub(d, &rec)
+	out.Warnings = append(out.Warnings, rottenDisk(d)...)
 	switch {
 	case d.Removed.Value:
 		since := d.Removed.Stamp.Time()

@@ -208,7 +208,7 @@ func (n *Node) count(p people, d *crdt.Disk, s *admin.Status) {
 	if degraded {
 		s.Disks.Degraded++
 	}
-	s.Warnings = append(s.Warnings, disk.Warnings...)
+	s.Warnings = slices.Concat(s.Warnings, disk.Warnings, rottenDisk(d))
 }
 
 // nodesOf returns the nodes with a replica of a disk, each once.
@@ -386,6 +386,9 @@ func (n *Node) Gauges() map[string]float64 {
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
 		if rec.Quorum == crdt.UnsafeSurvivor {
 			all[fmt.Sprintf("ukai_disk_unsafe{disk=%q}", d.Name.Value)] = 1
+		}
+		if run, rotten := unrepaired(d); rotten {
+			all[fmt.Sprintf("ukai_disk_unrepaired{disk=%q}", d.Name.Value)] = float64(run.Unrepaired)
 		}
 	})
 	return all

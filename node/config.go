@@ -29,6 +29,8 @@ type Config struct {
 	Alone      bool
 	OnLoss     time.Duration                                                // with on-loss=error, how long I/O waits before it fails; default 30 s
 	TrashGrace time.Duration                                                // how long a replica that its disk does not need any more is kept; default 1 h
+	ScrubEvery time.Duration                                                // how often each disk is scrubbed; default 30 days, negative: only when asked
+	ScrubRate  int64                                                        // bytes a second of each replica that scrubs read which nobody asked for; default 20 MiB
 	Version    string                                                       // of the program, as others see it
 	Log        *slog.Logger                                                 // default: discards
 	Resolve    func(ctx context.Context, host string) ([]netip.Addr, error) // of names in Seeds; default: the system's resolver
@@ -54,6 +56,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.TrashGrace <= 0 {
 		c.TrashGrace = trashGraceDefault
+	}
+	if c.ScrubEvery == 0 {
+		c.ScrubEvery = scrubEveryDefault
+	}
+	if c.ScrubRate <= 0 {
+		c.ScrubRate = scrubRateDefault
 	}
 	if c.Version == "" {
 		c.Version = "unknown"

@@ -36,6 +36,7 @@ type Node struct {
 	relocations relocations
 	links       links
 	progress    progress
+	scrubs      scrubs
 
 	ctx     context.Context // of everything in the background
 	cancel  context.CancelFunc
@@ -53,7 +54,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n = &Node{cfg: cfg, log: cfg.Log, started: time.Now(), events: events{log: cfg.Log}, relocations: newRelocations(), store: cfg.Store, open: make(chan struct{}), leaving: make(chan struct{})}
+	n = &Node{cfg: cfg, log: cfg.Log, started: time.Now(), events: events{log: cfg.Log}, relocations: newRelocations(), scrubs: newScrubs(cfg.ScrubRate), store: cfg.Store, open: make(chan struct{}), leaving: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {

@@ -81,7 +81,7 @@ type relocateFailure struct {
 	until time.Time
 }
 
-// tend has the disks relocated and the replicas brought back that are this node's to look after, until the node stops.
+// tend has the disks relocated and scrubbed, and the replicas brought back, that are this node's to look after, until the node stops.
 func (n *Node) tend() {
 	changed, cancel := n.mesh.Subscribe()
 	defer cancel()
@@ -108,6 +108,7 @@ func (n *Node) tend() {
 		n.eachLive(func(d *crdt.Disk, rec crdt.Record) { disks = append(disks, tended{d, rec}) })
 		open = n.relocate(p, disks)
 		n.maintain(p, disks, maintained)
+		n.scrub(p, disks)
 	}
 }
 

@@ -120,6 +120,8 @@ func TestWrongConfigurationIsRefusedWithTheLine(t *testing.T) {
 		"reserve: 1.5":                        "whole number",
 		"on-loss-timeout: 30":                 "write for example 30s",
 		"on-loss-timeout: 1000h":              "at most 24h",
+		"scrub-every: 10m":                    "at least 1h, or 0 for never",
+		"scrub-rate: 1K":                      "at least 64K",
 		"log-level: loud":                     "debug, info, warn or error",
 		"log-format: xml":                     "text or json",
 		"socket: " + strings.Repeat("x", 110): "at most 103",

@@ -107,6 +107,9 @@ func (a *app) printDisk(d admin.Disk) {
 	if !d.Created.IsZero() {
 		rows = append(rows, [2]string{"created", d.Created.UTC().Format(time.DateTime+" MST") + ", " + a.ago(d.Created)})
 	}
+	if d.Scrub != nil {
+		rows = append(rows, [2]string{"scrub", a.scrubText(*d.Scrub)})
+	}
 	for _, r := range rows {
 		a.say("%-10s%s", r[0], r[1])
 	}

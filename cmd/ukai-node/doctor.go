@@ -22,7 +22,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Short: "Tell what is not as it should be, and what would help",
 		Long: `Tell what is not as it should be in the mesh and on this machine, and what would help: nodes that are down, nearly full, or whose
 clock is off; nodes that membership holds for alive and that this one does not reach, as behind a firewall or a small MTU; disks below their rule,
-with one copy, or whose arbiters are in two datacenters; space in this node's store that belongs to no disk; different releases; UDP buffers
+with one copy, whose arbiters are in two datacenters, or of which a scrub found something corrupt; space in this node's store that belongs to no disk; different releases; UDP buffers
 and libvirt's configuration on this machine. Run it on each machine, or with --node for each node.
 
 The exit code is 1 if something is at least a warning, so that it can be used for monitoring.`,

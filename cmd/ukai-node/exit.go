@@ -29,7 +29,7 @@ var exitCodes = []struct {
 	meaning string
 }{
 	{exitOK, "done"},
-	{exitError, "an error; doctor: something is not as it should be"},
+	{exitError, "an error; doctor: something is not as it should be; scrub: something is corrupt and not repaired"},
 	{exitUsage, "the command line, the configuration or a value in them is wrong"},
 	{exitUnreachable, "the node cannot be reached"},
 	{exitRefused, "refused: the rule cannot be met, the name is taken, the disk is attached, there is no space; the text says why"},

@@ -143,7 +143,7 @@ to another node.`,
 	root.SetCompletionCommandGroupID("help")
 	for id, commands := range map[string][]*cobra.Command{
 		"node": {a.startCommand(), a.meshCommand(), a.configCommand(), a.leaveCommand()},
-		"mesh": {a.statusCommand(), a.doctorCommand(), a.eventsCommand(), a.placeCommand(), a.surviveCommand(), a.forecastCommand(), a.evacuateCommand(), a.jobsCommand(), a.linkCommand(), a.diskCommand(), a.handoverCommand()},
+		"mesh": {a.statusCommand(), a.doctorCommand(), a.eventsCommand(), a.placeCommand(), a.surviveCommand(), a.forecastCommand(), a.evacuateCommand(), a.jobsCommand(), a.linkCommand(), a.diskCommand(), a.handoverCommand(), a.scrubCommand()},
 		"help": {a.versionCommand()},
 	} {
 		for _, c := range commands {

@@ -15,7 +15,7 @@ import (
 func openNode(ctx context.Context, c config, keys []wire.MeshKey, version string, log *slog.Logger) (parts, error) {
 	n, err := node.Open(ctx, node.Config{
 		Name: c.Name, Labels: c.Labels, Witness: c.Witness, Listen: c.Listen, Advertise: c.Advertise, Seeds: c.Seeds,
-		DataDir: c.Data, MountDir: c.Mount, Keys: keys, Reserve: c.Reserve, OnLoss: c.OnLossTimeout, Version: version, Log: log,
+		DataDir: c.Data, MountDir: c.Mount, Keys: keys, Reserve: c.Reserve, OnLoss: c.OnLossTimeout, ScrubEvery: c.ScrubEvery, ScrubRate: c.ScrubRate, Version: version, Log: log,
 	})
 	if err != nil {
 		return parts{}, err

@@ -43,6 +43,8 @@ type config struct {
 	MeshKeyFile    string
 	Reserve        int64
 	OnLossTimeout  time.Duration
+	ScrubEvery     time.Duration // negative: only when asked
+	ScrubRate      int64         // bytes a second
 	LogLevel       slog.Level
 	LogFormat      string
 	Pprof          bool
@@ -125,6 +127,10 @@ func settings() []setting {
 			set: one(func(c *config, v string) (err error) { c.Reserve, err = parseSize(v); return err })},
 		{key: "on-loss-timeout", usage: "with --on-loss error, how long I/O of a disk waits for replicas before it fails, as `DURATION`", unset: "30s", example: "30s",
 			set: one(setOnLossTimeout)},
+		{key: "scrub-every", usage: "how often each disk that this node looks after is read, compared and repaired, as `DURATION`; 0: only when asked", unset: "720h", example: "720h",
+			set: one(setScrubEvery)},
+		{key: "scrub-rate", usage: "`SIZE` a second of each replica that such a scrub reads at most", unset: "20M", example: "20M",
+			set: one(setScrubRate)},
 		{key: "log-level", usage: "least `LEVEL` of what is logged: debug, info, warn or error", unset: "info", example: "info",
 			set: one(setLogLevel)},
 		{key: "log-format", usage: "text or json, as `FORMAT` of the log on standard error", unset: "text", example: "text",
@@ -248,6 +254,24 @@ func setOnLossTimeout(c *config, v string) error {
 	}
 	c.OnLossTimeout = d
 	return nil
+}
+
+func setScrubEvery(c *config, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil || d < 0 || d > 0 && d < time.Hour {
+		return fmt.Errorf("duration %q: %w: write for example 720h, at least 1h, or 0 for never", v, ukai.ErrInvalid)
+	}
+	if c.ScrubEvery = d; d == 0 {
+		c.ScrubEvery = -1
+	}
+	return nil
+}
+
+func setScrubRate(c *config, v string) (err error) {
+	if c.ScrubRate, err = parseSize(v); err == nil && c.ScrubRate < 64<<10 {
+		err = fmt.Errorf("rate %s a second: %w: at least 64K", v, ukai.ErrInvalid)
+	}
+	return err
 }
 
 func setLogLevel(c *config, v string) error {

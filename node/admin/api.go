@@ -85,6 +85,9 @@ type Backend interface {
 	// ForceDisk goes on with a disk of whose arbiters a majority is gone for good. Unless all that are silent are named:
 	// ukai.ErrPermission. A majority answers: ukai.ErrRejected.
 	ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk, error)
+	// ScrubDisk has whoever looks after a disk read all of it, compare its copies, and repair what cannot be read or has rotted. It returns when
+	// that is asked for; Disk.Scrub tells how far it is.
+	ScrubDisk(ctx context.Context, disk string, s ScrubDisk) (Disk, error)
 	// Takeover makes this node the holder of a disk whose holder does not let go, and then lets go of it itself, so that the next program may
 	// open it. A holder that answers and has the disk open is left alone, with a *ukai.HeldError, unless Fenced is set.
 	Takeover(ctx context.Context, disk string, t Takeover) (Disk, error)

@@ -191,6 +191,11 @@ func (c *Client) ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk,
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/force", f)
 }
 
+// ScrubDisk is Backend.ScrubDisk.
+func (c *Client) ScrubDisk(ctx context.Context, disk string, s ScrubDisk) (Disk, error) {
+	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/scrub", s)
+}
+
 // Takeover is Backend.Takeover.
 func (c *Client) Takeover(ctx context.Context, disk string, t Takeover) (Disk, error) {
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/takeover", t)

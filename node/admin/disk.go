@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"fmt"
 	"time"
 
 	"ukai"
@@ -60,6 +61,7 @@ type Disk struct {
 	Created        time.Time   `json:"created,omitzero"`
 	Removed        *Removed    `json:"removed,omitempty"`
 	Path           string      `json:"path,omitempty" doc:"its file on the node that answers"`
+	Scrub          *Scrub      `json:"scrub,omitempty" doc:"absent: it never was scrubbed"`
 	Warnings       []Warning   `json:"warnings,omitempty"`
 }
 
@@ -146,6 +148,44 @@ type SetQuorum struct {
 // ForceDisk says which of a disk's arbiters are gone for good.
 type ForceDisk struct {
 	Gone []string `json:"gone,omitempty" maxItems:"5" doc:"names of all arbiters that do not answer"`
+}
+
+// ScrubDisk asks for a scrub.
+type ScrubDisk struct {
+	VerifyOnly bool `json:"verifyOnly,omitempty" doc:"only tell what is corrupt, change nothing"`
+}
+
+// Scrub tells of the scrubs of a disk.
+type Scrub struct {
+	Asked   string    `json:"asked,omitempty" doc:"the request that was made last"`
+	Waiting bool      `json:"waiting,omitempty" doc:"it has not been begun"`
+	Running *ScrubRun `json:"running,omitempty"`
+	Last    *ScrubRun `json:"last,omitempty" doc:"the one that came to its end last"`
+}
+
+// ScrubRun is one scrub. It counts pieces of 256 KiB of the disk, each once however many replicas there are.
+type ScrubRun struct {
+	Request    string    `json:"request,omitempty" doc:"that it is for; absent: it was due"`
+	VerifyOnly bool      `json:"verifyOnly,omitempty"`
+	Began      time.Time `json:"began"`
+	Ended      time.Time `json:"ended,omitzero"`
+	Percent    int       `json:"percent,omitempty" doc:"of the disk, while it runs"`
+	Verified   int64     `json:"verified" doc:"of those that were ever written"`
+	Corrupt    int64     `json:"corrupt" doc:"of these, with a copy that cannot be read or has rotted"`
+	Repaired   int64     `json:"repaired" doc:"of these"`
+	Unrepaired int64     `json:"unrepaired" doc:"of these, the rest"`
+}
+
+// String tells what was found.
+func (r ScrubRun) String() string {
+	s := fmt.Sprintf("%d pieces of 256 KiB verified", r.Verified)
+	switch {
+	case r.Corrupt == 0:
+		return s + ", all are well"
+	case r.VerifyOnly:
+		return fmt.Sprintf("%s, %d corrupt", s, r.Corrupt)
+	}
+	return fmt.Sprintf("%s, %d corrupt: %d repaired, %d not", s, r.Corrupt, r.Repaired, r.Unrepaired)
 }
 
 // Takeover says how sure the administrator is that a disk's holder is gone.

@@ -210,6 +210,13 @@ func (s *Server) routes(api huma.API) {
 		}) (*answer[Disk], error) {
 			return reply(b.ForceDisk(ctx, in.Disk, in.Body))
 		})
+	huma.Register(api, op("disk-scrub", http.MethodPost, "/v1/disks/{disk}/scrub", "Look for corruption in a disk, and repair it"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body ScrubDisk
+		}) (*answer[Disk], error) {
+			return reply(b.ScrubDisk(ctx, in.Disk, in.Body))
+		})
 	huma.Register(api, op("disk-takeover", http.MethodPost, "/v1/disks/{disk}/takeover", "Depose the holder of a disk"),
 		func(ctx context.Context, in *struct {
 			DiskPath

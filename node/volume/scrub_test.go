@@ -258,10 +258,10 @@ func TestASingleReplicaKnowsThatItHasRotted(t *testing.T) {
 
 func TestAScrubPassesByWhatWasNeverWrittenAndClaimsADiskThatIsFree(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2, size: 1 << 40}, func(w *world) {
-		w.attach(2)
-		w.write(2, 5<<30, fill(4096, 1))
-		w.write(2, 900<<30, fill(4096, 2))
-		w.detach(2)
+		w.attach(1)
+		w.write(1, 5<<30, fill(4096, 1))
+		w.write(1, 900<<30, fill(4096, 2))
+		w.detach(1)
 		w.scrub(1, false).want(t, 2*partsPerBlock, 0, 0, 0)
 		w.nodes[0].rot(900 << 30)
 		w.scrub(1, false).want(t, 2*partsPerBlock, 1, 1, 0)

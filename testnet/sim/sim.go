@@ -33,8 +33,9 @@ type Mesh struct {
 	T     testing.TB
 	Net   *memnet.Network
 	Nodes map[string]*Node
-	Order []*Node      // in the order they were added
-	Log   slog.Handler // of all nodes, with "at" to tell them apart; nil: what UKAI_LOG in the environment says
+	Order []*Node            // in the order they were added
+	Log   slog.Handler       // of all nodes, with "at" to tell them apart; nil: what UKAI_LOG in the environment says
+	Tune  func(*node.Config) // changes the configuration of nodes before they start, if set
 	key   wire.MeshKey
 }
 
@@ -128,6 +129,9 @@ func (n *Node) Boot() {
 		cfg.Log = slog.New(n.mesh.Log.WithAttrs([]slog.Attr{slog.String("at", n.Name)}))
 	case os.Getenv("UKAI_LOG") != "":
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", n.Name)
+	}
+	if n.mesh.Tune != nil {
+		n.mesh.Tune(&cfg)
 	}
 	n.conn = conn
 	if n.Node, err = node.Open(context.Background(), cfg); err != nil {

@@ -32,6 +32,7 @@ type Fake struct {
 	links   []admin.Link // sorted by name
 	paused  map[ukai.DiskID]bool
 	made    int // disks ever created
+	rot     map[ukai.DiskID]int64
 	left    bool
 	seq     uint64
 	readers map[chan admin.Event]bool
@@ -41,7 +42,10 @@ var _ admin.Backend = (*Fake)(nil)
 
 // New returns the mesh as the node called self sees it. dial reaches other nodes; nil: none is reachable.
 func New(self string, dial func(ctx context.Context, node string) (net.Conn, error)) *Fake {
-	f := &Fake{self: self, defaults: admin.Defaults{Rule: "dc=tokyo:2", RepairAfterSeconds: 600}, dial: dial, rules: map[ukai.DiskID]admin.Rule{}, paused: map[ukai.DiskID]bool{}, readers: map[chan admin.Event]bool{}}
+	f := &Fake{
+		self: self, defaults: admin.Defaults{Rule: "dc=tokyo:2", RepairAfterSeconds: 600}, dial: dial, rules: map[ukai.DiskID]admin.Rule{},
+		rot: map[ukai.DiskID]int64{}, paused: map[ukai.DiskID]bool{}, readers: map[chan admin.Event]bool{},
+	}
 	for i, n := range []struct{ name, dc string }{{"o1", "osaka"}, {"t1", "tokyo"}, {"t2", "tokyo"}, {"w1", "fukuoka"}} {
 		f.nodes = append(f.nodes, admin.Node{
 			ID: nodeID(n.name), Name: n.name, Labels: ukai.Labels{"dc": n.dc}, Address: fmt.Sprintf("10.0.0.%d:7946", i+1), State: admin.NodeAlive,
@@ -67,6 +71,17 @@ func (f *Fake) Attach(disk, node string) {
 		panic("no such disk or node")
 	}
 	d.State, d.Holder, d.Epoch = admin.DiskAttached, &admin.NodeRef{ID: n.ID, Name: n.Name}, "2"
+}
+
+// Rot makes pieces of a disk corrupt.
+func (f *Fake) Rot(disk string, pieces int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	if err != nil {
+		panic("no such disk")
+	}
+	f.rot[d.ID] = pieces
 }
 
 // Kill makes a node dead, and its replicas out.

@@ -185,6 +185,25 @@ func (f *Fake) DiskMap(_ context.Context, disk string) (admin.Map, error) {
 	}, nil
 }
 
+// ScrubDisk finds what Rot left, and has ended when it returns.
+func (f *Fake) ScrubDisk(_ context.Context, disk string, s admin.ScrubDisk) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		f.made++
+		run := admin.ScrubRun{
+			Request: fmt.Sprint("request", f.made), VerifyOnly: s.VerifyOnly, Began: Epoch.Add(-time.Minute), Ended: Epoch,
+			Verified: d.AllocatedBytes >> 18, Corrupt: f.rot[d.ID],
+		}
+		if s.VerifyOnly {
+			run.Unrepaired = run.Corrupt
+		} else {
+			run.Repaired = run.Corrupt
+			delete(f.rot, d.ID)
+		}
+		d.Scrub = &admin.Scrub{Asked: run.Request, Last: &run}
+		return nil
+	})
+}
+
 // Takeover frees a disk whose holder is dead, or any with Fenced.
 func (f *Fake) Takeover(_ context.Context, disk string, t admin.Takeover) (admin.Disk, error) {
 	return f.change(disk, func(d *admin.Disk) error {
