@@ -122,6 +122,9 @@ func TestBitRotUnderALiveMeshIsFoundAndMended(t *testing.T) {
 			t.Errorf("repaired, of the holder: %d", c["ukai_scrub_repaired_total"])
 		}
 		same(t, t1, "vm1", want)
+		if err := d.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
 		t1.Crash()
 		m.Await("t2 takes over", func() error { return t2.Volume("vm1").Attach(ctx) })
 		same(t, t2, "vm1", want)
