@@ -161,7 +161,7 @@ func (b *breaker) begin(until time.Time) error {
 	between := func(from, to, x, y *proc.Node) bool { return from == x && to == y }
 	switch kind {
 	case "kill":
-		if a == b.spared || b.busy(a) {
+		if a == b.spared || b.busy(a) || b.full(a) {
 			return nil
 		}
 		f.node = a
@@ -197,7 +197,7 @@ func (b *breaker) begin(until time.Time) error {
 			}
 		}
 	case "full":
-		if a.Volume == nil || !b.another(a, "full") {
+		if a.Volume == nil || !a.Running() || !b.another(a) {
 			return nil
 		}
 		if err := a.Volume.Fill(); err != nil {
@@ -225,7 +225,7 @@ func (b *breaker) lagAndKill(f *fault, delay time.Duration) error {
 		return nil //nolint:nilerr // nobody has it, or nobody can be asked
 	}
 	a := b.m.Nodes[s.Holder.Name]
-	if a == b.spared || b.busy(a) {
+	if a == b.spared || b.busy(a) || b.full(a) {
 		return nil
 	}
 	f.text = fmt.Sprintf("links from %s need %v", a.Name, delay)
@@ -259,6 +259,11 @@ func (b *breaker) note(f *fault) {
 // busy says whether a node's process is under a fault already.
 func (b *breaker) busy(n *proc.Node) bool {
 	return slices.ContainsFunc(b.active, func(f *fault) bool { return f.node == n })
+}
+
+// full says whether a node's file system is full: then its process refuses to start.
+func (b *breaker) full(n *proc.Node) bool {
+	return slices.ContainsFunc(b.active, func(f *fault) bool { return f.kind == "full" && f.peers[0] == n })
 }
 
 // replica is what `disk show` tells of one.
@@ -315,15 +320,15 @@ func (b *breaker) ask(disk string, not ...*proc.Node) (s shown, err error) {
 	return s, err
 }
 
-// another says whether every disk certainly has another in-sync replica than that of a node, on a node without a fault of a kind.
-func (b *breaker) another(than *proc.Node, kind string) bool {
+// another says whether every disk certainly has another in-sync replica than that of a node, on a node that is not full.
+func (b *breaker) another(than *proc.Node) bool {
 	for _, disk := range b.disks {
 		s, err := b.ask(disk, than)
 		if err != nil {
 			return false
 		}
 		if s.inSync(than.Name) && !slices.ContainsFunc(b.nodes, func(n *proc.Node) bool {
-			return n != than && s.inSync(n.Name) && !slices.ContainsFunc(b.active, func(f *fault) bool { return f.kind == kind && f.peers[0] == n })
+			return n != than && s.inSync(n.Name) && !b.full(n)
 		}) {
 			return false
 		}
