@@ -24,7 +24,7 @@ func split(rule string) []string { return strings.Fields(rule) }
 func (c *campaign) watch() {
 	for _, s := range c.machines {
 		n := s.live.Load()
-		if n == nil {
+		if n == nil || s.store.hangs() { // what it tells of its replicas waits for the medium, and who heals that is asking
 			continue
 		}
 		for _, d := range c.disks {

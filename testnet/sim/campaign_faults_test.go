@@ -381,6 +381,13 @@ func (f *diskFault) set(do func(store.Op) error) {
 	}
 }
 
+// hangs says whether the medium answers nobody.
+func (f *diskFault) hangs() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.release != nil
+}
+
 func (f *diskFault) ask(op store.Op) error {
 	f.mu.Lock()
 	do := f.do
