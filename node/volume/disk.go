@@ -139,8 +139,8 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// WriteAt writes p at off and returns len(p) after every replica that may be in sync has it, and as many are in sync as the
-// disk demands. After an error any of the sectors may have been written.
+// WriteAt writes p at off and returns len(p) after every replica that may be in sync has it - with ack=local that of this node,
+// while the others lack little - and as many are in sync as the disk demands. After an error any of the sectors may have been written.
 func (d *Disk) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := d.mutate(ctx, wire.KindWrite, p, off, int64(len(p))); err != nil {
 		return 0, d.story("write", off, len(p), err)
