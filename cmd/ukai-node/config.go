@@ -13,12 +13,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
 	"ukai"
+	"ukai/node/volume"
 )
 
 // maxConfigBytes bounds the configuration file and the seed file.
@@ -53,7 +53,7 @@ type sources struct {
 func load(s sources) (config, map[string]origin, error) {
 	c := config{
 		Listen: ":" + defaultPort, Data: defaultData, Mount: defaultMount, Socket: defaultSocket, MountMode: 0o600,
-		OnLossTimeout: 30 * time.Second, LogLevel: slog.LevelInfo, LogFormat: "text",
+		OnLossTimeout: volume.DefaultLossLimit, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	written, err := s.readFile()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ukai"
+	"ukai/node/volume"
 )
 
 // Where things are unless they are set otherwise.
@@ -125,7 +126,7 @@ func settings() []setting {
 			set: one(func(c *config, v string) error { c.MeshKey = v; return nil })},
 		{key: "reserve", usage: "`SIZE` that blocks never take of the file system of the data directory", unset: "5 % of it, at most 10 GiB", example: "10G",
 			set: one(func(c *config, v string) (err error) { c.Reserve, err = parseSize(v); return err })},
-		{key: "on-loss-timeout", usage: "with --on-loss error, how long I/O of a disk waits for replicas before it fails, as `DURATION`", unset: "30s", example: "30s",
+		{key: "on-loss-timeout", usage: "with --on-loss error, how long I/O of a disk waits for replicas before it fails, as `DURATION`", unset: volume.DefaultLossLimit.String(), example: "30s",
 			set: one(setOnLossTimeout)},
 		{key: "scrub-every", usage: "how often each disk that this node looks after is read, compared and repaired, as `DURATION`; 0: only when asked", unset: "720h", example: "720h",
 			set: one(setScrubEvery)},

@@ -138,3 +138,46 @@ func TestHolderObeysASafetyThatAnotherNodeCommitted(t *testing.T) {
 		w.nodes[0].kill() // its write is still waiting
 	})
 }
+
+func TestReadsElsewhereWaitForAHolderThatIsAwayAsOnLossSays(t *testing.T) {
+	for name, c := range map[string]struct {
+		onLoss crdt.OnLoss
+		want   error
+	}{"wait": {crdt.Wait, nil}, "error": {crdt.Error, ukai.ErrTimeout}} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.OnLoss = c.onLoss }}, func(w *world) {
+				w.attach(0)
+				w.write(0, 0, fill(512, 7))
+				w.isolate([]int{0}, []int{1, 2}, true)
+				p := make([]byte, 512)
+				read := w.reading(2, 0, p)
+				wantWaiting(t, "a read while nobody answers", read, DefaultLossLimit-time.Second)
+				time.Sleep(2 * time.Second)
+				if c.want == nil {
+					wantWaiting(t, "a read while nobody answers", read, 5*time.Minute)
+				}
+				w.isolate([]int{0}, []int{1, 2}, false)
+				if err := <-read; !errors.Is(err, c.want) || err == nil && p[0] != 7 {
+					t.Errorf("read %d: %v", p[0], err)
+				}
+			})
+		})
+	}
+}
+
+func TestReadersOfAFreeDiskShareOneClaim(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		for i := range 30 {
+			w.wantRead(i%3, 0, make([]byte, 512))
+			time.Sleep(3 * time.Second)
+		}
+		if e := w.cells.record().Epoch; e != 1 {
+			t.Errorf("epoch %v after reads on three nodes", e)
+		}
+		w.write(2, 0, fill(512, 1))
+		time.Sleep(5 * time.Second)
+		if p := w.cells.record().Phase; p != crdt.PhaseReleased {
+			t.Errorf("a disk that was written and is not used any more is %v", p)
+		}
+	})
+}

@@ -19,8 +19,8 @@ const (
 	forwardHole = seekHole
 )
 
-// forwardPatience is how long a read looks for somebody who can answer it while the holder changes or does not answer.
-const forwardPatience = 10 * time.Second
+// forwardPatience is how long one node is given to answer a forwarded read.
+const forwardPatience = 5 * time.Second
 
 // maxDenials is how often a node may deny that it serves a disk it is named the holder of, while it may be recovering,
 // before it is asked to let go.
@@ -41,12 +41,16 @@ func (d *Disk) anywhere(ctx context.Context, here func(*holding) error, there fu
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, forwardPatience, fmt.Errorf("no holder answered within %v: %w", forwardPatience, ukai.ErrTimeout))
-	defer cancel()
 	pause := minAttachPause
 	holder := ukai.NodeID{}
-	if rec, ok := d.host.cfg.Mesh.Record(d.id); ok && (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering) && rec.Holder != d.host.cfg.Node {
+	rec, ok := d.host.cfg.Mesh.Record(d.id)
+	if ok && (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering) && rec.Holder != d.host.cfg.Node {
 		holder = rec.Holder
+	}
+	if limit := d.host.cfg.LossLimit; rec.OnLoss == crdt.Error {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("no holder answered within %v: %w", limit, ukai.ErrTimeout))
+		defer cancel()
 	}
 	how, denials := claimIfFree, 0
 	for {
@@ -64,15 +68,18 @@ func (d *Disk) anywhere(ctx context.Context, here func(*holding) error, there fu
 			defer h.ops.leave()
 			return here(h)
 		}
-		held := (*ukai.HeldError)(nil)
-		if !errors.As(again, &held) {
-			return again
-		}
-		if held.Node != holder {
-			holder, how, denials = held.Node, claimIfFree, 0
-			if err == nil {
-				continue // go there at once
+		switch held := (*ukai.HeldError)(nil); {
+		case errors.As(again, &held):
+			if held.Node != holder {
+				holder, how, denials = held.Node, claimIfFree, 0
+				if err == nil {
+					continue // go there at once
+				}
 			}
+		case ctx.Err() != nil:
+			return fmt.Errorf("%w: %w", context.Cause(ctx), again)
+		case !waits(again):
+			return again
 		}
 		if err == nil {
 			err = again
@@ -83,6 +90,11 @@ func (d *Disk) anywhere(ctx context.Context, here func(*holding) error, there fu
 	}
 }
 
+// waits says whether a disk could not be claimed for want of replicas or arbiters.
+func waits(err error) bool {
+	return errors.Is(err, ukai.ErrUnavailable) || errors.Is(err, ukai.ErrNoQuorum) || errors.Is(err, ukai.ErrUnreachable) || errors.Is(err, ukai.ErrTimeout)
+}
+
 // elsewhere says whether an error of the holder's node means that somebody else should be asked, or it again later.
 func (d *Disk) elsewhere(err error) bool {
 	return errors.Is(err, ukai.ErrNotAttached) || errors.Is(err, ukai.ErrFenced) || transient(err)
@@ -90,7 +102,7 @@ func (d *Disk) elsewhere(err error) bool {
 
 // forward sends a request to the holder's node.
 func (d *Disk) forward(ctx context.Context, holder ukai.NodeID, what uint32, off int64, p []byte) (wire.Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, forwardPatience/2)
+	ctx, cancel := context.WithTimeout(ctx, forwardPatience)
 	defer cancel()
 	m := wire.Message{Kind: wire.KindForward, Disk: d.id, Session: what, Offset: off, Count: uint32(len(p))}
 	reply, err := d.host.cfg.Peers.Start(ctx, holder, &m, p).Wait(ctx)
@@ -174,7 +186,7 @@ func (d *Disk) serveForward(r request, m *wire.Message) (wire.Reply, error) {
 	if !h.used.Load() {
 		h.used.Store(true)
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, forwardPatience/2)
+	ctx, cancel := context.WithTimeout(h.ctx, forwardPatience)
 	defer cancel()
 	switch m.Session {
 	case forwardRead:

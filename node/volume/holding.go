@@ -333,7 +333,11 @@ func (h *holding) idle() {
 	if time.Duration(h.quietTicks)*tickEvery >= writerLinger {
 		h.d.quiet.Store(true) // a write ends that; a disk that was not written yet is quiet from the beginning
 	}
-	if time.Duration(h.idleTicks)*tickEvery >= h.host.cfg.Linger && (h.resting.Load() || h.err() != nil) {
+	linger := h.host.cfg.Linger
+	if c := h.check.Load(); c.stamp.Check == 1 && c.touched.count.Load() == 0 {
+		linger *= readLinger
+	}
+	if time.Duration(h.idleTicks)*tickEvery >= linger && (h.resting.Load() || h.err() != nil) {
 		h.d.lapse(h)
 	}
 }

@@ -69,14 +69,22 @@ type Config struct {
 	Clock func() time.Duration
 	// AttachTimeout bounds an attach whose context has no deadline. Default 30 s.
 	AttachTimeout time.Duration
-	// LossLimit is how long I/O on a disk with OnLoss = Error waits for lost replicas or arbiters. Default 20 s: below
-	// the 30 s after which guests give up.
+	// LossLimit is how long I/O on a disk with OnLoss = Error waits for lost replicas or arbiters. Default
+	// DefaultLossLimit.
 	LossLimit time.Duration
-	// Linger is how long a disk that is used without Attach stays held after its last use. Default 2 s.
+	// Linger is how long a disk that is used without Attach stays held after its last use, if it was written; if not,
+	// readLinger times as long. Default 2 s.
 	Linger time.Duration
 	// MaxInflight bounds the bytes of reads and writes that run on one disk; more wait. Default 64 MiB.
 	MaxInflight int64
 }
+
+// readLinger is how many times as long a disk stays held that was only read: every reader elsewhere is served by the
+// one that claimed it, and who wants to write gets it at once.
+const readLinger = 5
+
+// DefaultLossLimit is below the 30 s after which guests give up.
+const DefaultLossLimit = 20 * time.Second
 
 // Times of the holder's side that are not part of the protocol. RTTs are added to them, so that slow is not dead.
 const (
@@ -136,7 +144,7 @@ func NewHost(cfg Config) *Host {
 		cfg.Clock = bootTime
 	}
 	cfg.AttachTimeout = defaultTo(cfg.AttachTimeout, 30*time.Second)
-	cfg.LossLimit = defaultTo(cfg.LossLimit, 20*time.Second)
+	cfg.LossLimit = defaultTo(cfg.LossLimit, DefaultLossLimit)
 	cfg.Linger = defaultTo(cfg.Linger, 2*time.Second)
 	if cfg.MaxInflight <= 0 {
 		cfg.MaxInflight = 64 << 20
