@@ -25,6 +25,16 @@ func (c Resize) Apply(rec crdt.Record) (crdt.Record, error) {
 	if c.Size < rec.Size && !c.Shrink {
 		return rec, reject(c, "the disk has %d bytes; making it smaller destroys what lies beyond the new end and must be asked for", rec.Size)
 	}
+	if c.Size < rec.Size {
+		// What such a replica has beyond the new end would be there again when the disk grows.
+		for i := range rec.Groups {
+			for _, m := range rec.Groups[i].Members {
+				if m.Role != crdt.InSync {
+					return rec, reject(c, "replica %v of group %d is %v: it must be in sync or retired before the disk is made smaller", m.Replica, rec.Groups[i].ID, m.Role)
+				}
+			}
+		}
+	}
 	if c.Size == rec.Size {
 		return rec, reject(c, "the disk already has %d bytes", rec.Size)
 	}

@@ -394,3 +394,32 @@ func TestPreferredNodeDecidesAlone(t *testing.T) {
 		}
 	})
 }
+
+func TestChangesThatWouldLeaveTooLittleAreRefused(t *testing.T) {
+	rec := firstRecord(1, 2, 3)
+	do := func(c Change) {
+		t.Helper()
+		next, err := apply(c, &rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec = next
+	}
+	refused := func(c Change) {
+		t.Helper()
+		if next, err := apply(c, &rec); !errors.Is(err, ukai.ErrRejected) {
+			t.Fatalf("%v: %v, %+v", c, err, next)
+		}
+	}
+	rec.MinSync = 2
+	half := rec.Size / 2
+	do(claim(1, 7, 0))
+	do(Activate{Epoch: 1, Nonce: ukai.Nonce{7}, Version: rec.Version, InSync: []ukai.ReplicaID{1, 2}})
+	refused(Shrink{Epoch: 1, Version: rec.Version, Replica: 2, Keep: rec.MinSync})
+	refused(Resize{Epoch: 1, Version: rec.Version, Size: half})
+	do(Shrink{Epoch: 1, Version: rec.Version, Replica: 2}) // it failed
+	refused(Shrink{Epoch: 1, Version: rec.Version, Replica: 1})
+	refused(Resize{Epoch: 1, Version: rec.Version, Size: half, Shrink: true}) // what it has beyond would come back
+	do(Retire{Epoch: 1, Version: rec.Version, Replica: 2})
+	do(Resize{Epoch: 1, Version: rec.Version, Size: half, Shrink: true})
+}
