@@ -26,16 +26,18 @@ func (n *Node) find(name string, removed bool) (d *crdt.Disk, err error) {
 }
 
 // Disk implements admin.Backend.
-func (n *Node) Disk(_ context.Context, disk string) (admin.Disk, error) {
+func (n *Node) Disk(ctx context.Context, disk string) (admin.Disk, error) {
 	d, err := n.find(disk, false)
 	if err != nil {
 		return admin.Disk{}, err
 	}
-	return n.show(n.people(), d), nil
+	p := n.people()
+	n.hear(ctx, &p, d)
+	return n.show(p, d), nil
 }
 
 // Disks implements admin.Backend.
-func (n *Node) Disks(_ context.Context, removed bool) ([]admin.Disk, error) {
+func (n *Node) Disks(ctx context.Context, removed bool) ([]admin.Disk, error) {
 	var found []*crdt.Disk
 	n.mesh.View(func(c *crdt.Catalog) {
 		for d := range c.Disks() {
@@ -45,6 +47,7 @@ func (n *Node) Disks(_ context.Context, removed bool) ([]admin.Disk, error) {
 		}
 	})
 	people := n.people()
+	n.hear(ctx, &people, found...)
 	list := make([]admin.Disk, 0, len(found))
 	for _, d := range found {
 		list = append(list, n.show(people, d))
@@ -120,14 +123,17 @@ func (n *Node) describe(p people, name string, rec crdt.Record, rule string) adm
 		}
 	}
 	held, here := n.host.Held(rec.Disk)
-	if here {
+	if !here {
+		held = p.told[rec.Disk]
+	}
+	if held.Here {
 		out.State, out.Why = stateOf(held)
 	}
 	allocated := n.replicas.Allocated(rec.Disk)
 	for _, g := range rec.Groups {
 		for _, m := range g.Members {
 			r := n.replica(p, m, allocated)
-			if at := slices.IndexFunc(held.Replicas, func(s volume.ReplicaStatus) bool { return s.Replica == m.Replica && s.Group == g.ID }); here && at >= 0 {
+			if at := slices.IndexFunc(held.Replicas, func(s volume.ReplicaStatus) bool { return s.Replica == m.Replica && s.Group == g.ID }); at >= 0 {
 				behind(&r, held.Replicas[at])
 			}
 			out.AllocatedBytes = max(out.AllocatedBytes, r.AllocatedBytes)
@@ -195,11 +201,14 @@ func (n *Node) replica(p people, m crdt.Member, allocated map[ukai.ReplicaID]int
 	}
 	if m.Role == crdt.Out {
 		r.Why = "it missed writes and has not been brought up to date"
+		if !p.alive(m.Node) {
+			r.Why, r.Since = fmt.Sprintf("its node is %s", r.NodeState), p.members[m.Node].Since
+		}
 	}
 	return r
 }
 
-// behind adds what the holder knows of a replica that is not in sync.
+// behind adds what the holder, or who looks after the disk, knows of a replica that is not in sync.
 func behind(r *admin.Replica, s volume.ReplicaStatus) {
 	if r.Role == admin.InSync {
 		return

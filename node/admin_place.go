@@ -19,14 +19,21 @@ func (n *Node) Placement(ctx context.Context, disk string) (admin.Placement, err
 	if err != nil {
 		return admin.Placement{}, err
 	}
-	return n.placementOf(ctx, n.people(), d, true), nil
+	p := n.people()
+	n.hear(ctx, &p, d)
+	return n.placementOf(ctx, p, d, true), nil
 }
 
 // Placements implements admin.Backend.
 func (n *Node) Placements(ctx context.Context) ([]admin.Placement, error) {
 	p := n.people()
+	var disks []*crdt.Disk
+	n.eachLive(func(d *crdt.Disk, _ crdt.Record) { disks = append(disks, d) })
+	n.hear(ctx, &p, disks...)
 	list := []admin.Placement{}
-	n.eachLive(func(d *crdt.Disk, _ crdt.Record) { list = append(list, n.placementOf(ctx, p, d, false)) })
+	for _, d := range disks {
+		list = append(list, n.placementOf(ctx, p, d, false))
+	}
 	slices.SortFunc(list, func(a, b admin.Placement) int { return strings.Compare(a.Disk.Name, b.Disk.Name) })
 	return list, nil
 }

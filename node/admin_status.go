@@ -34,7 +34,7 @@ func (n *Node) Self(context.Context) (admin.Self, error) {
 }
 
 // Status implements admin.Backend.
-func (n *Node) Status(context.Context) (admin.Status, error) {
+func (n *Node) Status(ctx context.Context) (admin.Status, error) {
 	people := n.people()
 	s := admin.Status{Node: n.cfg.Name, Mesh: n.cfg.Keys[0].ID(), Time: time.Now(), Health: admin.Fine}
 	replicas := map[ukai.NodeID]int{}
@@ -46,6 +46,7 @@ func (n *Node) Status(context.Context) (admin.Status, error) {
 			}
 		}
 	})
+	n.hear(ctx, &people, disks...)
 	for _, d := range disks {
 		rec, ok := d.Record()
 		if !ok {
@@ -203,12 +204,40 @@ func (n *Node) count(p people, d *crdt.Disk, s *admin.Status) {
 	}
 	degraded := !disk.RuleMet
 	for _, r := range disk.Replicas {
-		degraded = degraded || r.Role != admin.InSync
+		if r.Role == admin.InSync {
+			continue
+		}
+		degraded = true
+		level := admin.Warn
+		if r.Role == admin.Syncing {
+			level = admin.Notice
+		}
+		warn(level, "replica-"+string(r.Role), "", "disk %s: its replica on %s is %s%s", disk.Name, r.Node, r.Role, absence(r))
 	}
 	if degraded {
 		s.Disks.Degraded++
 	}
 	s.Warnings = slices.Concat(s.Warnings, disk.Warnings, rottenDisk(d))
+}
+
+// absence tells why a replica is not in sync, since when and how far it is, as far as that is known.
+func absence(r admin.Replica) (text string) {
+	if !r.Since.IsZero() {
+		text += " since " + r.Since.UTC().Format(time.DateTime+" MST")
+	}
+	if r.Percent > 0 {
+		text += fmt.Sprintf(", %d %%", r.Percent)
+	}
+	if r.ETASeconds > 0 {
+		text += fmt.Sprintf(", in sync in about %v", time.Duration(r.ETASeconds)*time.Second)
+	}
+	if r.BehindBytes > 0 {
+		text += fmt.Sprintf(", %d bytes to compare and copy", r.BehindBytes)
+	}
+	if r.Why != "" && r.Role != admin.Syncing {
+		text += ": " + r.Why
+	}
+	return text
 }
 
 // nodesOf returns the nodes with a replica of a disk, each once.

@@ -9,6 +9,7 @@ import (
 	"ukai/gossip"
 	"ukai/node/admin"
 	"ukai/node/place"
+	"ukai/node/volume"
 )
 
 // nodeByName finds a node by its name, or by its id in 32 hexadecimal digits.
@@ -65,10 +66,11 @@ func diskByName(c *crdt.Catalog, name string, removed bool) (*crdt.Disk, error) 
 	return nil, fmt.Errorf("disk %q: %w; %s", name, ukai.ErrNotFound, what)
 }
 
-// people is a consistent look at the nodes: what the catalog says of them and what membership thinks.
+// people is a consistent look at the nodes: what the catalog says of them, what membership thinks, and what they told if they were asked.
 type people struct {
 	nodes   map[ukai.NodeID]*crdt.Node
 	members map[ukai.NodeID]gossip.Member
+	told    map[ukai.DiskID]volume.Status // by those who hold disks or look after them, see hear
 }
 
 func (n *Node) people() people {

@@ -190,6 +190,18 @@ func (n *Node) lost(disk ukai.DiskID) (count int) {
 	return count
 }
 
+// caretaker returns the node that looks after a disk which nobody holds: the first, by id, with an in-sync replica.
+func caretaker(p people, rec crdt.Record) (first ukai.NodeID, ok bool) {
+	for i := range rec.Groups {
+		for _, m := range rec.Groups[i].InSync() {
+			if p.alive(m.Node) && (!ok || slices.Compare(m.Node[:], first[:]) < 0) {
+				first, ok = m.Node, true
+			}
+		}
+	}
+	return first, ok
+}
+
 // plan plans a disk's relocation.
 func (n *Node) plan(rule string, rec crdt.Record, nodes []place.Node) (place.Plan, error) {
 	parsed, err := place.ParseText(rule)

@@ -73,7 +73,8 @@ func (n *Node) answer(r *wire.Request, f func(context.Context) ([]byte, error)) 
 	}
 }
 
-// question asks a node whether it holds another one for dead, or the grace time of a disk's removal for over; the answer has the same form.
+// question asks a node whether it holds another one for dead, or the grace time of a disk's removal for over, or what it has to tell of disks;
+// the answer has the same form.
 type question struct {
 	Node    ukai.NodeID `cbor:"1,keyasint"`
 	Dead    bool        `cbor:"2,keyasint,omitempty"`
@@ -81,6 +82,9 @@ type question struct {
 	Removed crdt.Stamp  `cbor:"4,keyasint"`
 	Expired bool        `cbor:"5,keyasint,omitempty"`
 	Silent  bool        `cbor:"6,keyasint,omitempty"`
+
+	Accounts bool      `cbor:"7,keyasint,omitempty"`
+	Told     []account `cbor:"8,keyasint,omitempty"`
 }
 
 // opinion answers a question from what membership and the catalog say here.
@@ -89,9 +93,12 @@ func (n *Node) opinion(ctx context.Context, payload []byte) ([]byte, error) {
 	if err := codec.Unmarshal(payload, &q); err != nil {
 		return nil, err
 	}
-	if q.Disk.IsZero() {
+	switch {
+	case q.Accounts:
+		q.Told = n.accounts()
+	case q.Disk.IsZero():
 		q.Dead = n.holdsDead(ctx, q.Node, q.Silent)
-	} else {
+	default:
 		q.Expired = n.holdsExpired(q.Disk, q.Removed)
 	}
 	return codec.Marshal(q)

@@ -249,6 +249,23 @@ func (h *Host) Held(id ukai.DiskID) (s Status, ok bool) {
 	return s, s.Here
 }
 
+// Troubled returns the state of the disks of which this node knows more than their records say, because it holds them or looks after them: their I/O
+// waits or fails, or a replica is not in sync.
+func (h *Host) Troubled() (list []Status) {
+	h.mu.Lock()
+	disks := make([]*Disk, 0, len(h.disks))
+	for _, d := range h.disks {
+		disks = append(disks, d)
+	}
+	h.mu.Unlock()
+	for _, d := range disks {
+		if s := d.Status(); s.Suspended != "" || s.Ended != "" || slices.ContainsFunc(s.Replicas, func(r ReplicaStatus) bool { return r.Role != crdt.InSync }) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
 // Counters tells what this host has done since it started.
 func (h *Host) Counters() map[string]uint64 {
 	return map[string]uint64{

@@ -248,7 +248,10 @@ func (h *holding) droppedBy(rec *crdt.Record) (events []Event) {
 		if e := h.members[m.Replica]; e != nil && e.failure != nil {
 			why = e.failure.Error()
 		}
-		h.d.noteTries(func(t *tries) { t.dropped(m.Replica, h.host.cfg.Clock(), why) })
+		h.d.noteTries(func(t *tries) {
+			t.dropped(m.Replica, h.host.cfg.Clock(), why)
+			t.of(m.Replica).stable = h.stable
+		})
 		events = append(events, Event{Kind: Dropped, Replica: m.Replica, Node: m.Node, Why: why})
 	}
 	return events

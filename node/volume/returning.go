@@ -66,6 +66,8 @@ type try struct {
 	lost  time.Duration // when its node first said that it has it no more, or that its disk has failed; 0: it did not
 	why   string
 	lacks int64 // bytes it lacked when its last resync ended, 0 if not known
+	// stable is what was equal and durable on it and the others when it was dropped, zero if not known.
+	stable ukai.BlockStamp
 }
 
 // tries keeps a try for each replica that was out under this host.
@@ -164,5 +166,5 @@ func (t *tries) hurry() {
 // done notes that a replica is in sync.
 func (t *tries) done(r ukai.ReplicaID) {
 	e := t.of(r)
-	e.since, e.why, e.lacks = 0, "", 0
+	e.since, e.why, e.lacks, e.stable = 0, "", 0, ukai.BlockStamp{}
 }

@@ -42,10 +42,10 @@ type ReplicaStatus struct {
 	Since   time.Duration // for how long it has not
 	Latency time.Duration // mean of its reads, 0 if there were none
 
-	// Of a replica that is not in sync, on the holder's node:
+	// Of a replica that is not in sync, on the node of the holder or of who looked after the disk:
 	Out     time.Duration // for how long it has been out, 0 if not known
 	Trouble string        // why it is out, or why its last resync failed
-	Behind  int64         // bytes to compare and copy, 0 if not known
+	Behind  int64         // bytes to compare and copy, at most; 0 if not known
 	Resync  *Progress     // of the resync that runs, nil if none does
 }
 
@@ -69,17 +69,33 @@ func (p Progress) Remaining() time.Duration {
 // Status returns what this node knows about the disk now.
 func (d *Disk) Status() Status {
 	s := Status{Disk: d.id, Name: d.Name(), Attached: d.users()}
+	now := d.host.cfg.Clock()
 	h := d.holding.Load()
 	if h == nil {
 		rec, _ := d.host.cfg.Mesh.Record(d.id)
 		s.fill(&rec)
+		for i := range s.Replicas {
+			if r := &s.Replicas[i]; r.Role == crdt.Out || r.Role == crdt.Syncing {
+				d.tried(r, now)
+			}
+		}
 		return s
 	}
-	now := d.host.cfg.Clock()
+	local := h.describe(&s, now)
+	for i := range s.Replicas {
+		if r := &s.Replicas[i]; r.Role == crdt.Out && r.Behind == 0 {
+			r.Behind = d.written(r.Replica, local)
+		}
+	}
+	return s
+}
+
+// describe puts the state of a disk that is held here into s, and returns its replicas on this node.
+func (h *holding) describe(s *Status, now time.Duration) (local []*hosted) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.fill(&h.sets.known)
-	s.Here, s.Holder, s.Size = true, d.host.cfg.Node, h.size
+	s.Here, s.Holder, s.Size = true, h.host.cfg.Node, h.size
 	s.InDoubt, s.Stable = h.sets.inDoubt(), h.stable
 	s.Inflight = h.ops.inside()
 	s.Touched = h.check.Load().touched.count.Load()
@@ -102,13 +118,34 @@ func (d *Disk) Status() Status {
 		if m == nil {
 			continue
 		}
+		if m.local != nil && r.Role == crdt.InSync {
+			local = append(local, m.local)
+		}
 		r.Latency = time.Duration(m.latency.mean.Load())
 		r.Linked = m.link.Load() != nil
 		if m.failure != nil {
 			r.Why, r.Since = m.failure.Error(), now-m.since
 		}
 	}
-	return s
+	return local
+}
+
+// written returns how many bytes the blocks have that were written since a replica was dropped, as replicas on this node tell; 0 if that is not
+// known.
+func (d *Disk) written(out ukai.ReplicaID, local []*hosted) (bytes int64) {
+	var since ukai.BlockStamp
+	d.noteTries(func(t *tries) {
+		if e := (*t)[out]; e != nil {
+			since = e.stable
+		}
+	})
+	if since == (ukai.BlockStamp{}) {
+		return 0
+	}
+	for _, r := range local {
+		bytes = max(bytes, int64(len(r.data.Newer(since)))*int64(r.data.BlockSize()))
+	}
+	return bytes
 }
 
 // Lost returns the replicas that are not in sync and cannot come back as they are, and for how long that is known: the node of each is
@@ -142,7 +179,12 @@ func (h *holding) absence(r *ReplicaStatus, now time.Duration) {
 		r.Behind = left
 		r.Resync = &Progress{Total: max(f.total.Load(), left), Left: left, Copied: f.moved.Load(), Took: now - f.began}
 	}
-	h.d.noteTries(func(t *tries) {
+	h.d.tried(r, now)
+}
+
+// tried tells what is remembered of bringing a replica back.
+func (d *Disk) tried(r *ReplicaStatus, now time.Duration) {
+	d.noteTries(func(t *tries) {
 		e := (*t)[r.Replica]
 		if e == nil {
 			return
