@@ -37,6 +37,7 @@ type Node struct {
 	links       links
 	progress    progress
 	scrubs      scrubs
+	wanted      wanted
 
 	ctx     context.Context // of everything in the background
 	cancel  context.CancelFunc
@@ -103,11 +104,11 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	}
 	n.mesh = mesh
 	n.host = volume.NewHost(volume.Config{
-		Node: n.id, Peers: peers{n}, Cells: n.cells, Mesh: hearsay{n}, Replicas: n.replicas, Log: cfg.Log,
+		Node: n.id, Peers: peers{n}, Cells: wantingCells{n}, Mesh: hearsay{n}, Replicas: n.replicas, Log: cfg.Log,
 		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent, Budget: n.budget,
 	})
 	close(n.open)
-	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend, n.keepLinks} {
+	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend, n.keepLinks, n.outlive} {
 		n.spawn(loop)
 	}
 	n.log.Info("node is up", "name", cfg.Name, "id", n.id, "listen", n.wire.LocalAddr(), "boot", boot)

@@ -87,8 +87,19 @@ func (n *Node) ForceDisk(ctx context.Context, disk string, f admin.ForceDisk) (a
 	if err != nil {
 		return admin.Disk{}, err
 	}
+	n.wanted.add(d.ID) // so that it is known what a failure leaves behind
+	if err := n.forceDisk(ctx, d, f.Gone, n.wanted.begin(d.ID)); err != nil {
+		return admin.Disk{}, err
+	}
+	n.wanted.done(d.ID)
+	return n.Disk(ctx, d.ID.String())
+}
+
+// forceDisk begins a new lineage of a disk's record without its arbiters. All of those that do not answer must be named in gone, unless the quorum mode
+// is unsafe. tries is how often that failed before.
+func (n *Node) forceDisk(ctx context.Context, d *crdt.Disk, names []string, tries uint32) error {
 	name := d.Name.Value
-	fail := func(err error) (admin.Disk, error) { return admin.Disk{}, fmt.Errorf("force disk %s: %w", name, err) }
+	fail := func(err error) error { return fmt.Errorf("force disk %s: %w", name, err) }
 	if err := n.fit(); err != nil {
 		return fail(err)
 	}
@@ -102,7 +113,7 @@ func (n *Node) ForceDisk(ctx context.Context, disk string, f admin.ForceDisk) (a
 		return fail(fmt.Errorf("%w: a majority of its arbiters answers: nothing needs to be forced; attach it", ukai.ErrRejected))
 	}
 	missing := refs(p, silent)
-	gone := slices.Clone(f.Gone)
+	gone := slices.Clone(names)
 	slices.Sort(gone)
 	if rec.Quorum != crdt.UnsafeSurvivor && !slices.Equal(slices.Compact(gone), missing) {
 		return fail(fmt.Errorf("%w: its arbiters %s do not answer; if they are only cut off, or come back later, there will be two disks, and one side's writes are lost. "+
@@ -123,7 +134,7 @@ func (n *Node) ForceDisk(ctx context.Context, disk string, f admin.ForceDisk) (a
 	}
 	candidates := slices.DeleteFunc(p.candidates(), func(c place.Node) bool { return slices.Contains(silent, c.ID) }) // membership may not know yet
 	arbiters, _ := place.Arbiters(replicas, candidates, n.mesh.Estimate)
-	next, err := cell.Takeover{Fork: ukai.NewNonce(), Node: n.id, Nonce: ukai.NewNonce(), Arbiters: arbiters}.From(rec)
+	next, err := cell.Takeover{Fork: ukai.NewNonce(), Node: n.id, Nonce: ukai.NewNonce(), Arbiters: arbiters, Tries: tries}.From(rec)
 	if err != nil {
 		return fail(err)
 	}
@@ -132,7 +143,7 @@ func (n *Node) ForceDisk(ctx context.Context, disk string, f admin.ForceDisk) (a
 	}
 	n.events.add(admin.Event{Level: admin.Critical, Kind: "disk-forced", Disk: name,
 		Text: fmt.Sprintf("disk %s was taken over by force without its arbiters %s; should they come back, there are two histories of it", name, strings.Join(missing, ", "))})
-	return n.Disk(ctx, d.ID.String())
+	return nil
 }
 
 // newestRecord asks the arbiters of a record for a newer one, accepted or committed, and returns the newest and those of its arbiters that

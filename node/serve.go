@@ -73,8 +73,8 @@ func (n *Node) answer(r *wire.Request, f func(context.Context) ([]byte, error)) 
 	}
 }
 
-// question asks a node whether it holds another one for dead, or the grace time of a disk's removal for over, or what it has to tell of disks;
-// the answer has the same form.
+// question asks a node whether it holds another one for dead, or the grace time of a disk's removal for over, or what it has to tell of disks,
+// or tells it that a disk is wanted; the answer has the same form.
 type question struct {
 	Node    ukai.NodeID `cbor:"1,keyasint"`
 	Dead    bool        `cbor:"2,keyasint,omitempty"`
@@ -85,6 +85,7 @@ type question struct {
 
 	Accounts bool      `cbor:"7,keyasint,omitempty"`
 	Told     []account `cbor:"8,keyasint,omitempty"`
+	Wanted   bool      `cbor:"9,keyasint,omitempty"`
 }
 
 // opinion answers a question from what membership and the catalog say here.
@@ -96,6 +97,8 @@ func (n *Node) opinion(ctx context.Context, payload []byte) ([]byte, error) {
 	switch {
 	case q.Accounts:
 		q.Told = n.accounts()
+	case q.Wanted:
+		n.wanted.add(q.Disk)
 	case q.Disk.IsZero():
 		q.Dead = n.holdsDead(ctx, q.Node, q.Silent)
 	default:

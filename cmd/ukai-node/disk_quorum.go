@@ -20,8 +20,9 @@ func (a *app) diskQuorumCommand() *cobra.Command {
   majority        a majority of its arbiters (the default): safe; in a mesh of two nodes the loss of either stops degraded disks
   preferred NODE  that node alone: it goes on when all others are gone, and none of the others goes on without it. Safe. For a
                   mesh of two nodes, or two datacenters, without a witness
-  unsafe          a survivor may go on by disk force without naming who is gone. After a cut both sides may, and then one
-                  side's writes are lost; it must be meant: --accept-split-brain NAME`,
+  unsafe          a survivor goes on by itself: when most arbiters have been dead for 30 s and somebody wants the disk, or its I/O waits, a new
+                  quorum record begins. Programs that had it open get errors once, and open it anew. After a cut both sides go on,
+                  and there are two histories; it must be meant: --accept-split-brain NAME`,
 		Args:              between([]string{"the NAME of a disk", "the MODE"}, 3),
 		ValidArgsFunction: a.completeDisk,
 		RunE: func(c *cobra.Command, args []string) error {

@@ -54,6 +54,8 @@ type Takeover struct {
 	Node     ukai.NodeID
 	Nonce    ukai.Nonce
 	Arbiters []ukai.NodeID
+	// Tries is how often this was tried and failed: what that left behind at some arbiters must not be in the way.
+	Tries uint32
 }
 
 // From returns the first record of the new lineage, which leaves from rec, the newest record that can be found. Node
@@ -73,7 +75,7 @@ func (t Takeover) From(rec crdt.Record) (crdt.Record, error) {
 	rec.Lineage = append(rec.Lineage, crdt.Fork{ID: t.Fork, Instance: rec.Instance, Version: rec.Version})
 	// Within the old era the count goes on, so that epochs of one disk never repeat.
 	rec.Epoch = ukai.NewEpoch(rec.Epoch.Forced()+1, uint64(rec.Epoch)+1)
-	rec.Instance++
+	rec.Instance += 1 + t.Tries
 	rec.Version++
 	rec.Arbiters = sorted(t.Arbiters)
 	rec.Holder, rec.Nonce, rec.Phase, rec.Clean = t.Node, t.Nonce, crdt.PhaseRecovering, false

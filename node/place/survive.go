@@ -165,7 +165,7 @@ func (s *Survey) quorum(rec crdt.Record, gone Selector, decide bool, because str
 	case crdt.PreferredNode:
 		what = fmt.Sprintf("%s, which alone decides about it, is gone", s.names(silent))
 	case crdt.UnsafeSurvivor:
-		what += "; its quorum mode is unsafe, so that ukai-node disk force lets a survivor go on"
+		what += "; its quorum mode is unsafe, so that after 30 s a survivor goes on, perhaps one on each side of a cut"
 	case crdt.Majority:
 	}
 	if decide {
@@ -249,7 +249,7 @@ func (s *Survey) remedy(disk string, in Input, gone Selector, fate Fate) string 
 	}
 	switch {
 	case in.Rec.Quorum == crdt.UnsafeSurvivor && fate == Waits:
-		return fmt.Sprintf("when it has happened: ukai-node disk force %s", disk)
+		return fmt.Sprintf("nothing: a survivor goes on by itself; at once with ukai-node disk force %s", disk)
 	case fate == Waits:
 		return "bring back the nodes that are down, or add nodes elsewhere for copies and for its quorum record"
 	}

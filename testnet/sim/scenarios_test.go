@@ -51,7 +51,7 @@ var scenarios = []struct {
 	{26, "snapshots and clones", ""},
 	{27, "a replica that missed a discard returns", "testnet/sim.TestScenario27WhatWasDiscardedStaysZeroOnAReplicaThatReturns"},
 	{28, "a full or broken disk of one replica", "testnet/sim.TestScenario28AReplicaWhoseDiskFailsLeavesBeforeTheRequestReturns node/volume.TestFullReplicaLeavesWhileAnotherHasRoom node/volume.TestBrokenReplicaLeaves"},
-	{29, "both sides of an unsafe mesh of two are forced", "testnet/sim.TestScenario29BothHistoriesOfASplitBrainAreKeptAndShown crdt.TestSplitBrainIsShownUntilOneSideStandsForBoth node/cell.TestForcedTakeoverBeginsALineage"},
+	{29, "both sides of an unsafe mesh of two are forced", "testnet/sim.TestWhenBothSidesOfACutGoOnBothHistoriesAreKept testnet/sim.TestScenario29BothHistoriesOfASplitBrainAreKeptAndShown crdt.TestSplitBrainIsShownUntilOneSideStandsForBoth node/cell.TestForcedTakeoverBeginsALineage"},
 	{30, "a one-way partition between holder and replica", "testnet/sim.TestScenario30AReplicaThatCannotAnswerIsDroppedAndItsOwnWritesAreUndone node/volume.TestZombieWritesOnTheReturningReplicaAreUndone"},
 }
 

@@ -1,0 +1,166 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"ukai"
+	"ukai/node/admin"
+)
+
+// unsafeDisk makes a disk in quorum mode unsafe, which all nodes know to be so.
+func unsafeDisk(t *testing.T, m *Mesh, rule string) {
+	t.Helper()
+	m.Create("vm1", 4<<20, rule)
+	ctx := context.Background()
+	if _, err := m.Order[0].SetQuorum(ctx, "vm1", admin.SetQuorum{Mode: admin.QuorumUnsafe, AcceptSplitBrain: "vm1"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range m.Order {
+		m.Await(n.Name+" knows that it is unsafe", func() error {
+			d, err := n.Disk(ctx, "vm1")
+			if err == nil && d.Quorum != admin.QuorumUnsafe {
+				err = errors.New(d.Quorum)
+			}
+			return err
+		})
+	}
+}
+
+// unused lets a disk that nobody uses be let go.
+func (m *Mesh) unused(at *Node, disk string) {
+	m.T.Helper()
+	m.Await(disk+" is let go", func() error {
+		d, err := at.Disk(context.Background(), disk)
+		if err == nil && d.Holder != nil {
+			err = fmt.Errorf("held by %v", d.Holder)
+		}
+		return err
+	})
+}
+
+func TestAnUnsafeDiskGoesOnByItselfWhenWitnessAndTheOtherDatacenterAreGone(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		unsafeDisk(t, m, "dc=tokyo:1 dc=osaka:1")
+		ctx := context.Background()
+		g := m.attach("t1", "vm1")
+		g.write(0, 1)
+		g.detach()
+		before, err := m.Nodes["t1"].Disk(ctx, "vm1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Nodes["o1"].Crash()
+		m.Nodes["w1"].Crash()
+		time.Sleep(10 * time.Minute)
+		if d, err := m.Nodes["t1"].Disk(ctx, "vm1"); err != nil || d.Version != before.Version {
+			t.Errorf("forced though nobody wants it: version %d after %d, %v", d.Version, before.Version, err)
+		}
+		g = m.awaitAttach("t1", "vm1")
+		if got := g.reads(0); got != 1 {
+			t.Errorf("it holds %d", got)
+		}
+		g.write(1, 2)
+		g.flush()
+		m.Nodes["o1"].Boot()
+		m.Nodes["w1"].Boot()
+		m.AwaitWhole()
+		m.awaitLocations(m.Nodes["o1"], "vm1", "o1 in sync", "t1 in sync")
+		g.detach()
+		o := m.awaitAttach("o1", "vm1")
+		if a, b := o.reads(0), o.reads(1); a != 1 || b != 2 {
+			t.Errorf("through the node that was gone it holds %d and %d", a, b)
+		}
+		o.detach()
+	})
+}
+
+func TestADiskIsNotForcedByItselfWhileThatIsNotNeededOrNotAllowed(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness w2:osaka:witness", func(t *testing.T, m *Mesh) {
+		unsafeDisk(t, m, "dc=tokyo:2")
+		m.Create("vm2", 4<<20, "dc=tokyo:2")
+		ctx := context.Background()
+		g := m.attach("t1", "vm1")
+		g.write(0, 1)
+		before, err := m.Nodes["t1"].Disk(ctx, "vm1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Its replicas are there: no arbiter is needed to go on, and its program must not be disturbed.
+		for _, n := range []string{"w1", "w2"} {
+			m.Nodes[n].Crash()
+		}
+		time.Sleep(5 * time.Minute)
+		g.write(1, 2)
+		if d, err := m.Nodes["t1"].Disk(ctx, "vm1"); err != nil || d.Epoch != before.Epoch {
+			t.Errorf("in epoch %s after %s: %v", d.Epoch, before.Epoch, err)
+		}
+		g.detach()
+		// Safe modes wait for their arbiters, however long.
+		m.Nodes["t2"].Crash()
+		for range 30 {
+			short, cancel := context.WithTimeout(ctx, 10*time.Second)
+			if err := m.Nodes["t1"].Volume("vm2").Attach(short); err == nil {
+				t.Fatal("a disk of quorum mode majority was attached without a majority")
+			} else if errors.Is(err, ukai.ErrRejected) {
+				t.Fatal(err)
+			}
+			cancel()
+			time.Sleep(10 * time.Second)
+		}
+	})
+}
+
+func TestWhenBothSidesOfACutGoOnBothHistoriesAreKept(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		unsafeDisk(t, m, "any:2")
+		ctx := context.Background()
+		m.unused(m.Nodes["t1"], "vm1")
+		m.Cut("tokyo", "osaka")
+		cut := time.Now()
+		for i, name := range []string{"t1", "o1"} {
+			g := m.awaitAttach(name, "vm1")
+			if waited := time.Since(cut); waited < 30*time.Second {
+				t.Errorf("%s went on after %v", name, waited)
+			}
+			g.write(0, byte(1+i))
+			if got := g.reads(0); got != byte(1+i) {
+				t.Errorf("%s reads %d", name, got)
+			}
+			g.detach()
+		}
+		m.Heal("tokyo", "osaka")
+		m.AwaitWhole()
+		for _, name := range []string{"t1", "o1"} {
+			m.Await("the conflict is shown on "+name, func() error {
+				d, err := m.Nodes[name].Disk(ctx, "vm1")
+				if err == nil && d.State != admin.DiskConflict {
+					err = fmt.Errorf("it is %s", d.State)
+				}
+				return err
+			})
+		}
+		time.Sleep(10 * time.Minute)
+		for _, name := range []string{"t1", "o1"} {
+			if kept := m.Nodes[name].Store.Replicas(); len(kept) != 1 {
+				t.Errorf("%d replicas on %s", len(kept), name)
+			}
+			if _, err := m.Nodes[name].OpenDisk("vm1"); !errors.Is(err, ukai.ErrRejected) {
+				t.Errorf("opened on %s: %v", name, err)
+			}
+		}
+	})
+}
+
+// reads returns the first byte of a block of 4 KiB.
+func (g *guest) reads(block int) byte {
+	g.m.T.Helper()
+	p := make([]byte, 4096)
+	if _, err := g.n.Volume(g.disk).ReadAt(context.Background(), p, int64(block)*4096); err != nil {
+		g.m.T.Fatal(err)
+	}
+	return p[0]
+}
