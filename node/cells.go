@@ -49,7 +49,18 @@ func newCells(self ukai.NodeID, s store.Backend) *cells {
 }
 
 func cellKey(disk ukai.DiskID, instance uint32) string {
-	return fmt.Sprintf("c/%s/%08x", disk, instance)
+	return fmt.Sprintf("%s%s/%08x", cellPrefix, disk, instance)
+}
+
+// enter waits for a disk's turn, and returns what ends it.
+func (c *cells) enter(ctx context.Context, disk ukai.DiskID) (leave func(), err error) {
+	lane := c.lane[int(disk[0])%lanes]
+	select {
+	case lane <- struct{}{}:
+		return func() { <-lane }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // Step answers a request as arbiter. What the answer promises is durable before Step returns it.
@@ -58,17 +69,20 @@ func (c *cells) Step(ctx context.Context, req cell.Request) (cell.Reply, error) 
 	if err := c.ready(); err != nil {
 		return cell.Reply{}, err
 	}
-	lane := c.lane[int(req.Disk[0])%lanes]
-	select {
-	case lane <- struct{}{}:
-		defer func() { <-lane }()
-	case <-ctx.Done():
-		return cell.Reply{}, ctx.Err()
+	leave, err := c.enter(ctx, req.Disk)
+	if err != nil {
+		return cell.Reply{}, err
 	}
+	defer leave()
 	key := cellKey(req.Disk, req.Instance)
 	var arbiter *cell.Acceptor
 	switch data, err := c.store.Get(key); {
 	case errors.Is(err, ukai.ErrNotFound):
+		if gone, err := c.forgotten(req.Disk, req.Instance); err != nil {
+			return cell.Reply{}, err
+		} else if gone {
+			return cell.Reply{Answer: cell.Unknown, To: req.Kind, Disk: req.Disk, Instance: req.Instance, Ballot: req.Ballot, Detail: "that instance ended long ago"}, nil
+		}
 		arbiter = cell.NewAcceptor(c.self, req.Disk, req.Instance)
 	case err != nil:
 		return cell.Reply{}, err

@@ -108,7 +108,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent, Budget: n.budget,
 	})
 	close(n.open)
-	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend, n.keepLinks, n.outlive} {
+	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend, n.keepLinks, n.outlive, n.forgetEnded} {
 		n.spawn(loop)
 	}
 	n.log.Info("node is up", "name", cfg.Name, "id", n.id, "listen", n.wire.LocalAddr(), "boot", boot)
