@@ -133,13 +133,7 @@ func (n *Node) doer(p people, rec crdt.Record) (doer ukai.NodeID) {
 	case crdt.PhaseActive, crdt.PhaseRecovering:
 		return rec.Holder
 	case crdt.PhaseReleased:
-		for i := range rec.Groups {
-			for _, m := range rec.Groups[i].InSync() {
-				if p.alive(m.Node) && (doer.IsZero() || slices.Compare(m.Node[:], doer[:]) < 0) {
-					doer = m.Node
-				}
-			}
-		}
+		doer, _ = caretaker(p, rec)
 	case crdt.PhaseDeleted:
 	}
 	return doer

@@ -27,10 +27,19 @@ func trashKey(disk ukai.DiskID, replica ukai.ReplicaID) string {
 // reason to do anything.
 func (n *Node) retireReplicas(ctx context.Context) {
 	for _, r := range n.store.Replicas() {
-		if r.Err != nil || r.Broken != "" || r.Header.State != store.StateOpen && r.Header.State != store.StateRetired {
+		if r.Err != nil || r.Broken != "" {
 			continue
 		}
 		rec, err := n.known(r.Disk)
+		if r.Header.State == store.StateNew && (errors.Is(err, ukai.ErrNotFound) || err == nil && rec.Phase != crdt.PhaseDeleted) {
+			if err := n.dropUnused(ctx, r, err == nil); err != nil {
+				n.log.Warn("an empty replica that nobody wants stays for now; this is tried again", "disk", r.Disk, "replica", r.Replica, "err", err)
+			}
+			continue
+		}
+		if r.Header.State != store.StateOpen && r.Header.State != store.StateRetired {
+			continue
+		}
 		if err != nil || rec.Phase == crdt.PhaseDeleted { // deleted disks are deleteReplicas' matter
 			continue
 		}
@@ -41,6 +50,45 @@ func (n *Node) retireReplicas(ctx context.Context) {
 			n.log.Warn("a replica that its disk does not need any more stays for now; this is tried again", "disk", r.Disk, "replica", r.Replica, "err", err)
 		}
 	}
+}
+
+// dropUnused removes a replica that was made and never used, TrashGrace after it was first met: who made it died before a record named it.
+// The arbiters confirm that; of a disk that is not in the catalog, that this node has since had all that any node of the mesh knew.
+func (n *Node) dropUnused(ctx context.Context, r store.ReplicaInfo, known bool) error {
+	key := trashKey(r.Disk, r.Replica)
+	since, err := n.store.Get(key)
+	if err != nil && !errors.Is(err, ukai.ErrNotFound) {
+		return err
+	}
+	now := time.Now()
+	if len(since) != 8 || now.Unix() < int64(binary.BigEndian.Uint64(since)) {
+		return n.store.Put(ctx, true, store.KV{K: key, V: binary.BigEndian.AppendUint64(nil, uint64(now.Unix()))})
+	}
+	due := time.Unix(int64(binary.BigEndian.Uint64(since)), 0).Add(n.cfg.TrashGrace)
+	if now.Before(due) {
+		return nil
+	}
+	if !known && n.caughtUp().Before(due) {
+		return nil
+	}
+	switch err := n.dropNewReplica(ctx, r.Disk, r.Replica); {
+	case errors.Is(err, ukai.ErrRejected): // it is named, or was used just now
+		return n.store.Put(ctx, false, store.KV{K: key})
+	case err != nil:
+		return err
+	}
+	n.log.Info("an empty replica that nobody wanted was removed", "disk", r.Disk, "replica", r.Replica)
+	return n.store.Put(ctx, false, store.KV{K: key})
+}
+
+// caughtUp returns up to when this node's catalog has all that any node's had.
+func (n *Node) caughtUp() (at time.Time) {
+	n.mesh.View(func(c *crdt.Catalog) {
+		if me, ok := c.Node(n.id); ok {
+			at = time.UnixMilli(me.Info.CaughtUp)
+		}
+	})
+	return at
 }
 
 func (n *Node) retireReplica(ctx context.Context, r store.ReplicaInfo) error {
