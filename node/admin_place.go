@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"ukai"
 	"ukai/crdt"
 	"ukai/node/admin"
+	"ukai/node/pace"
 	"ukai/node/place"
 	"ukai/node/volume"
 )
@@ -73,7 +75,7 @@ func (n *Node) costed(ctx context.Context, p people, rule place.Rule, rec crdt.R
 	if err != nil {
 		return plan, place.Costs{}, err
 	}
-	c := place.Copying{Rec: rec, Nodes: in.Nodes, Near: in.Near, Window: volume.CopyWindow, Pause: tendEvery}
+	c := place.Copying{Rec: rec, Nodes: in.Nodes, Near: in.Near, Window: volume.CopyWindow, Pause: tendEvery, Limit: n.linkLimit}
 	if rec.Phase == crdt.PhaseActive {
 		c.Holder = rec.Holder
 	}
@@ -82,6 +84,19 @@ func (n *Node) costed(ctx context.Context, p people, rule place.Rule, rec crdt.R
 		costs.Assumed = append(costs.Assumed, "how much of the disk is allocated is not known: all of it")
 	}
 	return plan, costs, nil
+}
+
+// linkLimit returns the bytes per second that all copies between two datacenters together may take now; negative: any.
+func (n *Node) linkLimit(from, to string) int64 {
+	s := n.links.seen.Load()
+	if s == nil {
+		return int64(pace.Unlimited)
+	}
+	limit, ok := s.limits[pace.NewPair(from, to)]
+	if !ok {
+		return int64(pace.Unlimited)
+	}
+	return int64(limit.At(time.Now()))
 }
 
 // addSteps adds what leads to the rule, what it takes, and who does it.

@@ -25,7 +25,8 @@ type Copying struct {
 	Window int64
 	// Pause is how long a step waits to be looked at.
 	Pause time.Duration
-	// Limit returns the bytes per second that a budget allows from one datacenter to another, 0 if there is none. A nil Limit knows none.
+	// Limit returns the bytes per second that a budget allows from one datacenter to another now: 0 lets nothing pass, negative is no limit. A nil
+	// Limit knows none.
 	Limit func(from, to string) int64
 }
 
@@ -178,7 +179,10 @@ func (w *costing) carry(path []ukai.NodeID, bytes int64) time.Duration {
 		if w.Limit == nil {
 			continue
 		}
-		if limit := w.Limit(a.dc(), b.dc()); limit > 0 && limit < rate {
+		switch limit := w.Limit(a.dc(), b.dc()); {
+		case limit == 0:
+			w.assume("the budget of the link from " + a.dc() + " to " + b.dc() + " lets nothing pass now: the time counts from when it does")
+		case limit > 0 && limit < rate:
 			rate, assumed = limit, false
 		}
 	}

@@ -40,7 +40,7 @@ func TestCostsOfAPlan(t *testing.T) {
 		if from == "tokyo" && to == "osaka" {
 			return 10 << 20
 		}
-		return 0
+		return -1
 	}
 	for _, test := range []struct {
 		name    string
@@ -106,6 +106,16 @@ least 2, 1m22s`, "copies run at 100 MiB/s"},
 				t.Errorf("assumed %q, want %q", got, test.assumed)
 			}
 		})
+	}
+}
+
+func TestCostsSayThatALinkIsClosed(t *testing.T) {
+	nodes := mesh(t, "t1 dc=tokyo", "o1 dc=osaka", "w1 dc=fukuoka witness")
+	rec := placed(t, nodes, "t1")
+	plan := must(Relocate(Input{Rule: rule(t, "dc=osaka:1"), Rec: rec, Nodes: nodes, Now: noon}))
+	c := plan.Costs(Copying{Rec: rec, Nodes: nodes, Limit: func(string, string) int64 { return 0 }})
+	if !strings.Contains(strings.Join(c.Assumed, "; "), "from tokyo to osaka lets nothing pass now") {
+		t.Errorf("assumed %q", c.Assumed)
 	}
 }
 
