@@ -119,7 +119,7 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 		if paused(d) {
 			trouble("ukai-node jobs resume "+ref.Name, "its job is paused")
 		}
-		plan, err := n.plan(d.Rule.Value, rec, nodes)
+		plan, err := n.planning(nodes).plan(d.Rule.Value, rec) // each disk that moves leaves less room to the next
 		if err != nil {
 			trouble("", "%v", err)
 			return

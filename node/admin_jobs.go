@@ -29,8 +29,9 @@ func (n *Node) Jobs(ctx context.Context, q admin.JobQuery) ([]admin.Job, error) 
 	p := n.people()
 	nodes := p.candidates()
 	list := []admin.Job{}
+	planning := n.planning(nodes)
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
-		if j, ok := n.job(p, tended{d, rec}, nodes, q); ok {
+		if j, ok := n.job(p, tended{d, rec}, planning, q); ok {
 			list = append(list, j)
 		}
 	})
@@ -51,15 +52,15 @@ func (n *Node) Jobs(ctx context.Context, q admin.JobQuery) ([]admin.Job, error) 
 }
 
 // job returns the job of a disk, if it has one that is asked for.
-func (n *Node) job(p people, d tended, nodes []place.Node, q admin.JobQuery) (admin.Job, bool) {
+func (n *Node) job(p people, d tended, l *planning, q admin.JobQuery) (admin.Job, bool) {
 	stored, open := jobOf(d.Disk)
 	out := admin.Job{Disk: admin.DiskRef{ID: d.ID, Name: d.Name.Value}, Kind: stored.Kind, Node: p.ref(n.doer(p, d.rec))}
 	if stored.Since != 0 {
 		out.Since = time.UnixMilli(stored.Since)
 	}
 	var plan place.Plan
-	if d.Rule.Value != "" && n.mayHaveSteps(p, d, nodes) {
-		plan, _ = n.plan(d.Rule.Value, d.rec, nodes) // a rule that cannot be read is told of by place show
+	if d.Rule.Value != "" && n.mayHaveSteps(p, d, l.nodes) {
+		plan, _ = l.plan(d.Rule.Value, d.rec) // a rule that cannot be read is told of by place show
 	}
 	left, lacking := n.bytesLeft(d.rec, plan)
 	if !open && len(plan.Steps) == 0 && !lacking && !paused(d.Disk) {
@@ -263,7 +264,7 @@ func (n *Node) OrderJob(ctx context.Context, disk string, o admin.OrderJob) (adm
 		return fail(err)
 	}
 	p := n.people()
-	j, any := n.job(p, tended{d, rec}, p.candidates(), admin.JobQuery{})
+	j, any := n.job(p, tended{d, rec}, n.planning(p.candidates()), admin.JobQuery{})
 	if !any {
 		return fail(fmt.Errorf("%w: nothing is to be done for it", ukai.ErrNotFound))
 	}
@@ -284,7 +285,7 @@ func (n *Node) OrderJob(ctx context.Context, disk string, o admin.OrderJob) (adm
 	if d, err = n.findByID(d.ID); err != nil {
 		return fail(err)
 	}
-	after, any := n.job(p, tended{d, rec}, p.candidates(), admin.JobQuery{Ended: true})
+	after, any := n.job(p, tended{d, rec}, n.planning(p.candidates()), admin.JobQuery{Ended: true})
 	if !any {
 		after = j // it ended with the order
 	}

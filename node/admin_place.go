@@ -67,7 +67,7 @@ func pausedText(d *crdt.Disk) string {
 // costed plans a disk's relocation and estimates what it takes. Nodes with a replica are asked how much of it is allocated: holes are not
 // copied. The node that carries out the plan has a replica and knows that by itself.
 func (n *Node) costed(ctx context.Context, p people, rule place.Rule, rec crdt.Record) (place.Plan, place.Costs, error) {
-	in := n.planned(rule, rec, p.candidates())
+	in, _ := n.planned(rule, rec, p.candidates())
 	for _, r := range n.reports(ctx, p, rec.Disk, nodesOf(&rec)) {
 		in.Allocated = max(in.Allocated, r.Allocated)
 	}

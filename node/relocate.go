@@ -123,6 +123,7 @@ func (n *Node) relocate(p people, disks []tended) (begun bool) {
 	nodes := p.candidates()
 	facts := fingerprint(nodes, n.repairAfter())
 	mine := map[ukai.DiskID]bool{}
+	var planning *planning
 	for _, d := range disks {
 		if !n.relocates(p, d.rec) {
 			continue
@@ -141,7 +142,10 @@ func (n *Node) relocate(p people, disks []tended) (begun bool) {
 			}
 			continue
 		}
-		plan, err := n.plan(d.Rule.Value, d.rec, nodes)
+		if planning == nil {
+			planning = n.planning(nodes)
+		}
+		plan, err := planning.plan(d.Rule.Value, d.rec)
 		if err != nil {
 			continue
 		}
@@ -202,29 +206,45 @@ func caretaker(p people, rec crdt.Record) (first ukai.NodeID, ok bool) {
 	return first, ok
 }
 
-// plan plans a disk's relocation.
-func (n *Node) plan(rule string, rec crdt.Record, nodes []place.Node) (place.Plan, error) {
+// planning plans for many disks at one look at the mesh.
+type planning struct {
+	n       *Node
+	nodes   []place.Node
+	planner *place.Planner
+}
+
+func (n *Node) planning(nodes []place.Node) *planning {
+	return &planning{n, nodes, place.NewPlanner(nodes, n.mesh.Estimate, time.Now(), n.repairAfter())}
+}
+
+// plan plans a disk's relocation. The plan has no reasons.
+func (l *planning) plan(rule string, rec crdt.Record) (place.Plan, error) {
 	parsed, err := place.ParseText(rule)
 	if err != nil {
 		return place.Plan{}, err
 	}
-	in := n.planned(parsed, rec, nodes)
-	for _, bytes := range n.replicas.Allocated(rec.Disk) {
+	in, others := l.n.planned(parsed, rec, l.nodes)
+	for _, bytes := range l.n.replicas.Allocated(rec.Disk) {
 		in.Allocated = max(in.Allocated, bytes)
 	}
-	return place.Relocate(in)
+	if others {
+		return place.Relocate(in)
+	}
+	l.planner.Lost = in.Lost
+	return l.planner.Plan(parsed, rec, in.Allocated)
 }
 
-// planned is what a plan is made from, but for what is allocated.
-func (n *Node) planned(rule place.Rule, rec crdt.Record, nodes []place.Node) place.Input {
-	in := place.Input{
+// planned is what a plan is made from, but for what is allocated. others says that it has other nodes than those given: some take no new
+// replica of this disk.
+func (n *Node) planned(rule place.Rule, rec crdt.Record, nodes []place.Node) (in place.Input, others bool) {
+	in = place.Input{
 		Rule: rule, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(), Lost: map[ukai.ReplicaID]time.Time{},
 	}
 	for r, age := range n.host.Lost(rec.Disk) {
 		in.Lost[r] = in.Now.Add(-age)
 	}
-	in.Nodes = n.relocations.without(in)
-	return in
+	in.Nodes, others = n.relocations.without(in)
+	return in, others
 }
 
 // told puts a step into words.
@@ -302,22 +322,23 @@ func (r *relocations) noteMade(disk ukai.DiskID, node ukai.NodeID, works bool) {
 	r.made[diskNode{disk, node}] = made{time.Now(), !works}
 }
 
-// without returns the nodes of a plan. Those whose store has failed lately take no new replica of its disk.
-func (r *relocations) without(in place.Input) []place.Node {
+// without returns the nodes of a plan, and whether they are others than they were: those whose store has failed lately take no new replica of its
+// disk.
+func (r *relocations) without(in place.Input) (nodes []place.Node, others bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	nodes := in.Nodes
+	nodes = in.Nodes
 	for i := range nodes {
 		m, ok := r.made[diskNode{in.Rec.Disk, nodes[i].ID}]
 		if !ok || in.Now.Sub(m.at) >= remakeAfter || !m.failed && !lostOn(&in, nodes[i].ID) {
 			continue
 		}
-		if &nodes[0] == &in.Nodes[0] {
-			nodes = slices.Clone(nodes)
+		if !others {
+			nodes, others = slices.Clone(nodes), true
 		}
 		nodes[i].NoNew = true
 	}
-	return nodes
+	return nodes, others
 }
 
 // lostOn says whether a replica on a node has been lost.

@@ -317,7 +317,7 @@ func TestAScrubThatRestsBetweenBlocksKeepsTheDisk(t *testing.T) {
 				break
 			}
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep((readLinger + 1) * w.nodes[0].host.Load().cfg.Linger)
 		if w.d(0).holding.Load() != nil {
 			t.Error("the disk is still held after the scrub")
 		}
