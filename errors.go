@@ -32,7 +32,7 @@ var (
 	ErrLocked      = errors.New("locked")                            // a lock or data directory is in use
 	ErrPermission  = errors.New("not permitted")                     // the operation exists but not here
 	ErrUnmet       = errors.New("placement rule cannot be met")      // see the reasons per node in the text
-	ErrQuarantined = errors.New("quarantined")                       // the node's database is older than what peers remember of it
+	ErrQuarantined = errors.New("quarantined")                       // the node's database is older than what peers remember of it, or it was retired
 	ErrUnavailable = errors.New("no in-sync replica can be reached") // data cannot be read now
 	ErrUnsupported = errors.New("unsupported")                       // this release does not do that
 )

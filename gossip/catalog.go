@@ -102,6 +102,9 @@ func (m *Mesh) absorb(d crdt.Delta, outdated bool) (changed []crdt.Key, whole bo
 	m.changed(changed)
 	m.mu.Unlock()
 	m.count.entriesMerged.Add(uint64(len(changed)))
+	if slices.Contains(changed, own) {
+		m.checkRetired()
+	}
 	if err != nil {
 		m.complain(err)
 	}
@@ -165,6 +168,17 @@ func (m *Mesh) setTwin(where string) {
 		"stop both, retire this identity and let each join anew with an empty data directory", ukai.ErrQuarantined, where))
 }
 
+// checkRetired isolates this node if the catalog says that it was retired: others have given up what it holds, and take nothing from it.
+func (m *Mesh) checkRetired() {
+	m.mu.Lock()
+	n, ok := m.catalogNode(m.id)
+	m.mu.Unlock()
+	if ok && n.Retired {
+		m.isolate(fmt.Errorf("%w: node %s was retired, for good: the mesh does without what it stores, and does not let it in again; "+
+			"to use this machine, empty its data directory or give it another, and start it as a new node", ukai.ErrQuarantined, m.id.Short()))
+	}
+}
+
 func (m *Mesh) isolate(err error) {
 	if m.quarantine.CompareAndSwap(nil, &err) {
 		m.log.Error("this node must not serve", "error", err)
@@ -174,8 +188,9 @@ func (m *Mesh) isolate(err error) {
 	}
 }
 
-// Quarantined returns nil, or, once a peer has proved that this node's database is an old copy, an error that matches ukai.ErrQuarantined. Such
-// a node must not serve as arbiter or replica: it has forgotten promises. It stays a member, so that status can show it.
+// Quarantined returns nil, or, once a peer has proved that this node's database is an old copy or has told that the node was retired, an error
+// that matches ukai.ErrQuarantined. Such a node must not serve as arbiter or replica: it has forgotten promises, or others count on its being
+// gone. One with an old copy stays a member, so that status can show it.
 func (m *Mesh) Quarantined() error {
 	if err := m.quarantine.Load(); err != nil {
 		return *err

@@ -56,6 +56,7 @@ func (m *Mesh) load() error {
 	if err := m.introduce(); err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
+	m.checkRetired()
 	if len(m.cfg.Seeds) == 0 && len(m.members) == 0 || m.loaded == (self{}) && m.boot == 1 {
 		m.setRecalled()
 	}

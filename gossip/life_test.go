@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -203,6 +204,13 @@ func TestARetiredNodeIsNotLetIn(t *testing.T) {
 		})
 		if !retired {
 			t.Error("the node does not learn that it was retired")
+		}
+		for range 2 { // at once, and at a start at which it knows
+			if err := gone.Quarantined(); !errors.Is(err, ukai.ErrQuarantined) || !strings.Contains(err.Error(), "was retired") {
+				t.Errorf("a node that was retired serves: %v", err)
+			}
+			gone.stop()
+			gone.start()
 		}
 	})
 }

@@ -228,7 +228,7 @@ func (m *Mesh) heardOf(id ukai.NodeID, boot uint64, addr netip.AddrPort) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if n, ok := m.catalogNode(id); ok && n.Retired {
-		return fmt.Errorf("node %s: %w: it was retired; a returning machine needs an identity of its own", id.Short(), ukai.ErrPermission)
+		return fmt.Errorf("node %s (%s) at %v: %w: it was retired; empty its data directory or give it another, and start it as a new node", n.Info.Name, id.Short(), addr, ukai.ErrPermission)
 	}
 	return nil
 }

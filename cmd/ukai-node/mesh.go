@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) meshCommand() *cobra.Command {
-	return group("mesh", "The mesh key: who has it may join, nothing else may", a.meshInitCommand(), a.meshShowCommand())
+	return group("mesh", "The mesh: the key that lets nodes join, and nodes that never come back", a.meshInitCommand(), a.meshShowCommand(), a.meshRetireCommand())
 }
 
 func (a *app) meshInitCommand() *cobra.Command {

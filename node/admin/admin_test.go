@@ -106,6 +106,12 @@ func TestEveryMethodAnswersAtTheClientAsInTheNode(t *testing.T) {
 	wantChanged, wantErr := here.ChangeNode(ctx, "o1", change)
 	mustBe(t, "change node", changed, err, wantChanged, wantErr)
 
+	here.Kill("w1")
+	there.Kill("w1")
+	retired, err := c.RetireNode(ctx, "w1", admin.RetireNode{})
+	wantRetired, wantErr := here.RetireNode(ctx, "w1", admin.RetireNode{})
+	mustBe(t, "retire node", retired, err, wantRetired, wantErr)
+
 	disk := admin.NewDisk{Name: "vm1", SizeBytes: 20 << 30, Rule: &admin.Rule{Terms: []string{"dc=tokyo:2"}, MinSync: 1}, OnLoss: "error", Ack: "all"}
 	created, err := c.CreateDisk(ctx, disk)
 	wantCreated, wantErr := here.CreateDisk(ctx, disk)

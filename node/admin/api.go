@@ -26,6 +26,10 @@ type Backend interface {
 	// ChangeNode sets labels and roles of any node of the mesh, also of one that is down. It moves no data.
 	ChangeNode(ctx context.Context, node string, change NodeChange) (NodeChanged, error)
 
+	// RetireNode takes a node out of the mesh for good: what it had is made anew elsewhere at once, its name is free, and it is not let in
+	// again. A node that anybody hears from: ukai.ErrRejected.
+	RetireNode(ctx context.Context, node string, r RetireNode) (NodeRetired, error)
+
 	// PlaceDisk records a rule for a disk and tells what follows from it; Placement.Doing says what is being done, as moving data
 	// takes time. A strict rule that cannot be met: a *Refusal of ukai.ErrUnmet.
 	PlaceDisk(ctx context.Context, disk string, p PlaceDisk) (Placement, error)
@@ -240,6 +244,20 @@ type NodeChange struct {
 	Drain   *bool       `json:"drain,omitempty"`
 	NoNew   *bool       `json:"noNew,omitempty"`
 	Witness *bool       `json:"witness,omitempty"`
+}
+
+// RetireNode asks to take a node out of the mesh for good.
+type RetireNode struct {
+	DryRun bool `json:"dryRun,omitempty" doc:"tell what would follow, change nothing"`
+}
+
+// NodeRetired tells what a node had that was retired.
+type NodeRetired struct {
+	Node     NodeRef   `json:"node"`
+	Replicas int       `json:"replicas" doc:"disks with a copy on it"`
+	Seats    int       `json:"seats" doc:"disks whose quorum records it kept"`
+	Warnings []Warning `json:"warnings,omitempty" doc:"disks that lose more by it than a copy or an arbiter"`
+	DryRun   bool      `json:"dryRun,omitempty"`
 }
 
 // NodeChanged is a node after a change.

@@ -84,6 +84,14 @@ func (c *Client) ChangeNode(ctx context.Context, node string, change NodeChange)
 	return ask[NodeChanged](ctx, c, http.MethodPatch, "/v1/nodes/"+url.PathEscape(node), change)
 }
 
+// RetireNode is Backend.RetireNode.
+func (c *Client) RetireNode(ctx context.Context, node string, r RetireNode) (NodeRetired, error) {
+	if err := ukai.CheckName("node", node); err != nil {
+		return NodeRetired{}, err
+	}
+	return ask[NodeRetired](ctx, c, http.MethodPost, "/v1/nodes/"+url.PathEscape(node)+"/retire", r)
+}
+
 // PlaceDisk is Backend.PlaceDisk.
 func (c *Client) PlaceDisk(ctx context.Context, disk string, p PlaceDisk) (Placement, error) {
 	return askDisk[Placement](ctx, c, http.MethodPut, disk, "/placement", p)

@@ -76,6 +76,13 @@ func (s *Server) routes(api huma.API) {
 		}) (*answer[NodeChanged], error) {
 			return reply(b.ChangeNode(ctx, in.Node, in.Body))
 		})
+	huma.Register(api, op("node-retire", http.MethodPost, "/v1/nodes/{node}/retire", "Take a node that never comes back out of the mesh"),
+		func(ctx context.Context, in *struct {
+			NodePath
+			Body RetireNode
+		}) (*answer[NodeRetired], error) {
+			return reply(b.RetireNode(ctx, in.Node, in.Body))
+		})
 	huma.Register(api, op("placements", http.MethodGet, "/v1/placements", "What is wanted and what is true, for all disks"),
 		func(ctx context.Context, _ *struct{}) (*answer[[]Placement], error) { return reply(b.Placements(ctx)) })
 	huma.Register(api, op("survive", http.MethodGet, "/v1/survive", "What becomes of the disks when nodes are gone"),

@@ -204,6 +204,34 @@ func (f *Fake) ChangeNode(_ context.Context, node string, c admin.NodeChange) (a
 	return admin.NodeChanged{Node: *n}, nil
 }
 
+// RetireNode forgets a dead node.
+func (f *Fake) RetireNode(_ context.Context, node string, r admin.RetireNode) (admin.NodeRetired, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.node(node)
+	switch {
+	case n == nil:
+		return admin.NodeRetired{}, fmt.Errorf("node %q: %w", node, ukai.ErrNotFound)
+	case n.State != admin.NodeDead:
+		return admin.NodeRetired{}, fmt.Errorf("retire node %s: %w: t1 hears from it", node, ukai.ErrRejected)
+	}
+	out := admin.NodeRetired{Node: admin.NodeRef{ID: n.ID, Name: n.Name}, DryRun: r.DryRun}
+	for _, d := range f.disks {
+		at := slices.IndexFunc(d.Replicas, func(r admin.Replica) bool { return r.Node.ID == n.ID })
+		if at < 0 {
+			continue
+		}
+		out.Replicas++
+		if len(d.Replicas) == 1 {
+			out.Warnings = append(out.Warnings, admin.Warning{Level: admin.Critical, Code: "retire", Disk: d.Name, Text: "disk " + d.Name + ": its last copy is there"})
+		}
+	}
+	if !r.DryRun {
+		f.nodes = slices.DeleteFunc(f.nodes, func(x admin.Node) bool { return x.ID == out.Node.ID })
+	}
+	return out, nil
+}
+
 // Leave refuses while the node holds a disk.
 func (f *Fake) Leave(_ context.Context, l admin.Leave) (admin.Leaving, error) {
 	f.mu.Lock()
