@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"path/filepath"
 	"slices"
@@ -76,6 +77,9 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 	case d.Removed.Value:
 		since := d.Removed.Stamp.Time()
 		out.State, out.Removed = admin.DiskRemoved, &admin.Removed{Since: since, Until: since.Add(grace(d))}
+		if removedByForce(d) {
+			out.Removed.Until = time.Time{}
+		}
 		out.RuleMet, out.Warnings = true, nil // nothing is wanted of it any more
 	case n.cfg.MountDir != "":
 		out.Path = filepath.Join(n.cfg.MountDir, out.Name)
@@ -84,6 +88,9 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 }
 
 func grace(d *crdt.Disk) time.Duration {
+	if removedByForce(d) {
+		return math.MaxInt64
+	}
 	if p, ok := d.Policy[policyGrace]; ok {
 		if seconds, err := strconv.ParseInt(p.Value, 10, 64); err == nil && seconds >= 0 {
 			return time.Duration(min(seconds, int64(maxGrace/time.Second))) * time.Second
@@ -315,10 +322,13 @@ func (n *Node) RemoveDisk(ctx context.Context, disk string, r admin.RemoveDisk) 
 	if err != nil {
 		return admin.Disk{}, err
 	}
-	if d.Removed.Value {
+	if d.Removed.Value && (r.Force || !removedByForce(d)) {
 		return admin.Disk{}, fmt.Errorf("disk %s: %w: it is removed already", d.Name.Value, ukai.ErrNotFound)
 	}
 	name := d.Name.Value
+	if r.Force {
+		return n.removeByForce(ctx, d)
+	}
 	rec, err := n.settled(ctx, d)
 	if err != nil {
 		return admin.Disk{}, fmt.Errorf("remove disk %s: %w", name, err)

@@ -134,6 +134,10 @@ func (n *Node) strays() (list []admin.Warning) {
 		}
 		rec, err := n.known(r.Disk)
 		if err == nil && (rec.Phase == crdt.PhaseDeleted || names(rec, r.Replica)) {
+			if d, err := n.findByID(r.Disk); err == nil && d.Removed.Value && removedByForce(d) {
+				here(admin.Notice, "replica-orphan", fmt.Sprintf("ukai-node disk restore %s, or to delete it: ukai-node disk rm %v", d.Name.Value, r.Disk),
+					"replica %v takes space, and its disk, %s, was removed by force while no copy of it could be had", r.Replica, d.Name.Value)
+			}
 			continue
 		}
 		here(admin.Notice, "replica-orphan", "it does no harm and is never deleted by itself, as it may be the last copy",

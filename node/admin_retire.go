@@ -129,7 +129,7 @@ func missed(p people, gone ukai.NodeID, without *planning, d *crdt.Disk, rec crd
 	decided := len(rec.Arbiters)-len(missing) > len(rec.Arbiters)/2
 	switch {
 	case lost:
-		warn(admin.Critical, "", "its last copy in sync is on nodes that are gone: its data are lost")
+		warn(admin.Critical, "ukai-node disk rm "+d.Name.Value+" --force", "its last copy in sync is on nodes that are gone: its data are lost")
 		return
 	case silent:
 		warn(admin.Critical, "bring one of its nodes back", "no node with a copy in sync answers")

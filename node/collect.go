@@ -21,6 +21,8 @@ const (
 
 	// policyGrace is the policy of a disk that says, in seconds, how long it can be restored after it was removed.
 	policyGrace = "grace"
+	// graceForced is its value for a disk that was removed by force: what nodes that come back have of it is not deleted by itself.
+	graceForced = "forced"
 
 	// collectEvery is how often a node looks for disks and replicas that are to be deleted for good, and how long it works on either.
 	collectEvery = 30 * time.Second

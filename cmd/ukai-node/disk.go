@@ -80,7 +80,7 @@ func (a *app) printDisk(d admin.Disk) {
 		state += ": " + d.Why
 	}
 	if d.Removed != nil {
-		state += " " + a.ago(d.Removed.Since) + ", can be restored until " + d.Removed.Until.UTC().Format(time.DateTime+" MST")
+		state += " " + a.ago(d.Removed.Since) + ", can be restored until " + untilText(d.Removed.Until)
 	}
 	met := ""
 	if !d.RuleMet && d.Rule != "" {

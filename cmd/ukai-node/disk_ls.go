@@ -43,7 +43,7 @@ func (a *app) printDisks(disks []admin.Disk, removed bool) {
 		for _, d := range disks {
 			since, until := "-", "-"
 			if d.Removed != nil {
-				since, until = a.ago(d.Removed.Since), d.Removed.Until.UTC().Format(time.DateTime+" MST")
+				since, until = a.ago(d.Removed.Since), untilText(d.Removed.Until)
 			}
 			rows = append(rows, []string{d.Name, formatSize(d.SizeBytes), since, until, d.ID.String()})
 		}
@@ -67,4 +67,12 @@ func (a *app) printDisks(disks []admin.Disk, removed bool) {
 			}
 		}
 	}
+}
+
+// untilText says until when a removed disk can be restored.
+func untilText(t time.Time) string {
+	if t.IsZero() {
+		return "its nodes are back"
+	}
+	return t.UTC().Format(time.DateTime + " MST")
 }

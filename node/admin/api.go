@@ -76,7 +76,8 @@ type Backend interface {
 	// ResizeDisk grows a disk; its holder sees the new size at once. Shrinking: ukai.ErrUnsupported.
 	ResizeDisk(ctx context.Context, disk string, r ResizeDisk) (Disk, error)
 	// RemoveDisk takes a disk that no node has attached out of sight; its data stay for the grace time.
-	// Attached: *ukai.HeldError.
+	// Attached: *ukai.HeldError. With Force it takes a disk out of sight that has no copy in sync on a node that answers, and only such a one, else
+	// ukai.ErrRejected; if nodes with copies come back, those are kept until the disk is restored or, by its id, removed again.
 	RemoveDisk(ctx context.Context, disk string, r RemoveDisk) (Disk, error)
 	// RestoreDisk undoes RemoveDisk within the grace time. The name was taken meanwhile: ukai.ErrExists; give another.
 	RestoreDisk(ctx context.Context, disk string, r RestoreDisk) (Disk, error)

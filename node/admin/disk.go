@@ -68,7 +68,7 @@ type Disk struct {
 // Removed says since when a disk is removed and until when it can be restored.
 type Removed struct {
 	Since time.Time `json:"since"`
-	Until time.Time `json:"until"`
+	Until time.Time `json:"until,omitzero" doc:"absent: it was removed by force, and is kept until an administrator removes it again"`
 }
 
 // Role says what a replica may be used for.
@@ -113,6 +113,7 @@ type ResizeDisk struct {
 // RemoveDisk says how long a removed disk can be restored.
 type RemoveDisk struct {
 	GraceSeconds *int64 `json:"graceSeconds,omitempty" minimum:"0" doc:"absent: 86400; 0: the data is given up at once"`
+	Force        bool   `json:"force,omitempty" doc:"of a disk of which nothing can be had: take it out of sight without its arbiters and replicas"`
 }
 
 // RestoreDisk asks for a removed disk.

@@ -133,6 +133,13 @@ func (f *Fake) RemoveDisk(_ context.Context, disk string, r admin.RemoveDisk) (a
 		if d.Holder != nil {
 			return fmt.Errorf("disk %s: %w", d.Name, &ukai.HeldError{Node: d.Holder.ID, Name: d.Holder.Name})
 		}
+		if r.Force {
+			if !slices.ContainsFunc(d.Replicas, func(r admin.Replica) bool { return r.NodeState == admin.NodeDead }) {
+				return fmt.Errorf("remove disk %s by force: %w: it can be had", d.Name, ukai.ErrRejected)
+			}
+			d.State, d.Removed, d.Path = admin.DiskRemoved, &admin.Removed{Since: Epoch}, ""
+			return nil
+		}
 		grace := 24 * time.Hour
 		if r.GraceSeconds != nil {
 			grace = time.Duration(*r.GraceSeconds) * time.Second
