@@ -43,17 +43,17 @@ type Disk struct {
 	View    []Record                    `json:"view"`            // normally one
 }
 
-// Record returns the disk's committed record, or false if none is known here or if there are several histories.
+// Record returns the disk's committed record, or false if none is known here or if there are several histories and none of them was picked.
 func (d *Disk) Record() (Record, bool) {
-	if len(d.View) != 1 {
-		return Record{}, false
+	if at := d.chosen(); at >= 0 {
+		return d.View[at], true
 	}
-	return d.View[0], true
+	return Record{}, false
 }
 
-// Conflict says whether the disk has several histories (forced split brain). Then it must not be attached before an
-// operator has picked one.
-func (d *Disk) Conflict() bool { return len(d.View) > 1 }
+// Conflict says whether the disk has several histories (forced split brain) of which none was picked. Then it must not be attached before an
+// operator has done that.
+func (d *Disk) Conflict() bool { return len(d.View) > 1 && d.chosen() < 0 }
 
 // Deleted says whether the disk is gone for good, in all its histories.
 func (d *Disk) Deleted() bool {

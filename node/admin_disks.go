@@ -65,13 +65,13 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 	if !ok {
 		out := admin.Disk{ID: d.ID, State: admin.DiskConflict, Why: "its record has not come yet", Replicas: []admin.Replica{}, Arbiters: []admin.Arbiter{}}
 		if d.Conflict() {
-			out.Why = fmt.Sprintf("it has %d histories after forced takeovers", len(d.View))
+			out.Why = fmt.Sprintf("it has %d histories after forced takeovers; pick one: ukai-node disk pick %s", len(d.View), d.Name.Value)
 		}
-		out.Name = d.Name.Value
+		out.Name, out.Histories = d.Name.Value, histories(p, d)
 		return out
 	}
 	out := n.describe(p, d.Name.Value, rec, d.Rule.Value)
-	out.Created, out.Scrub = d.Born.Stamp.Time(), showScrub(d, &rec)
+	out.Created, out.Scrub, out.Histories = d.Born.Stamp.Time(), showScrub(d, &rec), histories(p, d)
 	out.Warnings = append(out.Warnings, rottenDisk(d)...)
 	switch {
 	case d.Removed.Value:

@@ -133,6 +133,9 @@ func (n *Node) strays() (list []admin.Warning) {
 			continue
 		}
 		rec, err := n.known(r.Disk)
+		if n.setAside(r.Disk, r.Replica) {
+			continue
+		}
 		if err == nil && (rec.Phase == crdt.PhaseDeleted || names(rec, r.Replica)) {
 			if d, err := n.findByID(r.Disk); err == nil && d.Removed.Value && removedByForce(d) {
 				here(admin.Notice, "replica-orphan", fmt.Sprintf("ukai-node disk restore %s, or to delete it: ukai-node disk rm %v", d.Name.Value, r.Disk),

@@ -183,7 +183,7 @@ func (n *Node) count(p people, d *crdt.Disk, s *admin.Status) {
 		s.Warnings = append(s.Warnings, admin.Warning{Level: level, Code: code, Disk: d.Name.Value, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 	}
 	if d.Conflict() {
-		warn(admin.Critical, "disk-conflict", "pick one history", "disk %s has %d histories after forced takeovers", d.Name.Value, len(d.View))
+		warn(admin.Critical, "disk-conflict", "ukai-node disk pick "+d.Name.Value, "disk %s has %d histories after forced takeovers", d.Name.Value, len(d.View))
 		return
 	}
 	rec, ok := d.Record()

@@ -169,8 +169,13 @@ func (c *cells) Propose(ctx context.Context, disk ukai.DiskID, change cell.Chang
 	if err != nil {
 		return crdt.Record{}, err
 	}
+	return c.proposeAt(ctx, at, change)
+}
+
+// proposeAt is Propose in the history of a record, which need not be the one that the disk goes on with.
+func (c *cells) proposeAt(ctx context.Context, at crdt.Record, change cell.Change) (crdt.Record, error) {
 	rec, err := cell.Propose(ctx, c, c.self, cell.Where(at), change, cell.Options{Go: c.wg.Go})
-	if err == nil || errors.Is(err, ukai.ErrRejected) && rec.Disk == disk {
+	if err == nil || errors.Is(err, ukai.ErrRejected) && rec.Disk == at.Disk {
 		c.publish(rec)
 	}
 	return rec, err

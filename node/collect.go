@@ -60,6 +60,9 @@ func (n *Node) deleteExpired(ctx context.Context) {
 	var due []*crdt.Disk
 	n.mesh.View(func(c *crdt.Catalog) {
 		for d := range c.Disks() {
+			if len(d.View) > 1 || len(d.Picked()) > 0 {
+				continue // the other histories of it would be deleted without having been asked for: it stays removed, and can be restored
+			}
 			if rec, ok := d.Record(); ok && expired(d) && slices.Contains(rec.Arbiters, n.id) {
 				due = append(due, d)
 			}
@@ -128,7 +131,7 @@ func (n *Node) holdsExpired(disk ukai.DiskID, removed crdt.Stamp) bool {
 func (n *Node) deleteReplicas(ctx context.Context) {
 	for _, r := range n.store.Replicas() {
 		rec, err := n.known(r.Disk)
-		if err != nil || rec.Phase != crdt.PhaseDeleted {
+		if err != nil || rec.Phase != crdt.PhaseDeleted || n.setAside(r.Disk, r.Replica) {
 			continue
 		}
 		if err := n.deleteReplica(ctx, r.Disk, r.Replica); err != nil && n.ctx.Err() == nil {
@@ -144,8 +147,5 @@ func (n *Node) deleteReplica(ctx context.Context, disk ukai.DiskID, replica ukai
 	if err != nil || rec.Phase != crdt.PhaseDeleted {
 		return err
 	}
-	if err := n.replicas.Shut(ctx, disk, replica); err != nil {
-		return err
-	}
-	return n.store.Remove(ctx, disk, replica)
+	return n.removeReplica(ctx, disk, replica)
 }

@@ -203,10 +203,7 @@ func (n *Node) dropNewReplica(ctx context.Context, disk ukai.DiskID, replica uka
 			if r.Header.State != store.StateNew {
 				return fmt.Errorf("replica %v: %w: it has been used", replica, ukai.ErrRejected)
 			}
-			if err := n.replicas.Shut(ctx, disk, replica); err != nil {
-				return err
-			}
-			return n.store.Remove(ctx, disk, replica)
+			return n.removeReplica(ctx, disk, replica)
 		}
 	}
 	return fmt.Errorf("replica %v: %w", replica, ukai.ErrNotFound)

@@ -58,7 +58,7 @@ func (n *Node) StatDisk(name string) (info DiskInfo, err error) {
 		d := found[0]
 		rec, ok := d.Record()
 		if !ok {
-			err = fmt.Errorf("disk %s: %w: it has several histories after forced takeovers, or its record has not come yet", name, ukai.ErrRejected)
+			err = fmt.Errorf("disk %s: %w: it has several histories after forced takeovers (then pick one: ukai-node disk pick %s), or its record has not come yet", name, ukai.ErrRejected, name)
 			return
 		}
 		info = DiskInfo{Name: name, ID: d.ID, Size: rec.Size, Created: d.Born.Stamp.Time()}

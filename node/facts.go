@@ -138,7 +138,7 @@ func (n *Node) watch() {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	states := map[ukai.NodeID]gossip.State{}
-	versions := map[ukai.DiskID]uint64{}
+	seen := map[ukai.DiskID]commit{}
 	var warned time.Time
 	for news := true; ; {
 		// Once per tick at most: looking at all disks costs milliseconds when there are thousands.
@@ -149,7 +149,7 @@ func (n *Node) watch() {
 		}
 		if news {
 			news = false
-			n.noticeDisks(versions)
+			n.noticeDisks(seen)
 		}
 		for waiting := true; waiting; {
 			select {
@@ -194,17 +194,24 @@ func (n *Node) noticeNodes(states map[ukai.NodeID]gossip.State) {
 	}
 }
 
+// commit tells apart the records of a disk that a node meets. A version alone does not, once another history was picked.
+type commit struct {
+	epoch   ukai.Epoch
+	version uint64
+}
+
 // noticeDisks tells volumes of newer records, so that a deposed holder stops at once, and makes events of what they say.
-func (n *Node) noticeDisks(versions map[ukai.DiskID]uint64) {
+func (n *Node) noticeDisks(seen map[ukai.DiskID]commit) {
 	var fresh []crdt.Record
 	names := map[ukai.DiskID]string{}
 	n.mesh.View(func(c *crdt.Catalog) {
 		for d := range c.Disks() {
 			rec, ok := d.Record()
-			if !ok || versions[d.ID] == rec.Version {
+			at := commit{rec.Epoch, rec.Version}
+			if !ok || seen[d.ID] == at {
 				continue
 			}
-			versions[d.ID] = rec.Version
+			seen[d.ID] = at
 			names[d.ID] = d.Name.Value
 			fresh = append(fresh, rec)
 		}

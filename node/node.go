@@ -94,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	}
 	n.cells = newCells(n.id, n.store)
 	n.cells.call, n.cells.ready, n.cells.learn, n.cells.known, n.cells.log = n.call, n.fit, n.learn, n.known, cfg.Log
-	n.replicas = volume.NewReplicas(volume.ReplicasConfig{Node: n.id, Name: cfg.Name, Store: n.store, Log: cfg.Log, Clock: cfg.Boottime})
+	n.replicas = volume.NewReplicas(volume.ReplicasConfig{Node: n.id, Name: cfg.Name, Store: n.store, Log: cfg.Log, Clock: cfg.Boottime, Lineage: n.admitLineage})
 	mesh, err := gossip.Open(gossip.Config{
 		Transport: transport{n.wire}, ID: n.id, Info: info, Seeds: cfg.Seeds, Advertise: cfg.Advertise, Resolve: cfg.Resolve,
 		Journal: journal{n.store}, Log: cfg.Log,
@@ -236,7 +236,7 @@ func (n *Node) known(disk ukai.DiskID) (rec crdt.Record, err error) {
 			return
 		}
 		if d.Conflict() {
-			err = fmt.Errorf("disk %s: %w: it has %d histories after forced takeovers; an operator must pick one", d.Name.Value, ukai.ErrRejected, len(d.View))
+			err = fmt.Errorf("disk %s: %w: it has %d histories after forced takeovers; pick one: ukai-node disk pick %s", d.Name.Value, ukai.ErrRejected, len(d.View), d.Name.Value)
 			return
 		}
 		if r, ok := d.Record(); ok {

@@ -27,7 +27,7 @@ func trashKey(disk ukai.DiskID, replica ukai.ReplicaID) string {
 // reason to do anything.
 func (n *Node) retireReplicas(ctx context.Context) {
 	for _, r := range n.store.Replicas() {
-		if r.Err != nil || r.Broken != "" {
+		if r.Err != nil || r.Broken != "" || n.setAside(r.Disk, r.Replica) {
 			continue
 		}
 		rec, err := n.known(r.Disk)
@@ -122,10 +122,7 @@ func (n *Node) retireReplica(ctx context.Context, r store.ReplicaInfo) error {
 			return fmt.Errorf("group %d of the disk has no replica in sync: %w", rec.Groups[i].ID, ukai.ErrUnavailable)
 		}
 	}
-	if err := n.replicas.Shut(ctx, r.Disk, r.Replica); err != nil {
-		return err
-	}
-	if err := n.store.Remove(ctx, r.Disk, r.Replica); err != nil {
+	if err := n.removeReplica(ctx, r.Disk, r.Replica); err != nil {
 		return err
 	}
 	if err := n.store.Put(ctx, false, store.KV{K: key}); err != nil {

@@ -16,7 +16,7 @@ import (
 func (a *app) diskCommand() *cobra.Command {
 	return group("disk", "Create, list, grow, rename, set, remove, restore and take over disks",
 		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskSetCommand(), a.diskRmCommand(), a.diskRestoreCommand(), a.diskTakeoverCommand(),
-		a.diskQuorumCommand(), a.diskForceCommand())
+		a.diskQuorumCommand(), a.diskForceCommand(), a.diskPickCommand())
 }
 
 // changeDisk runs a change of one disk and prints the disk after it.
@@ -120,6 +120,10 @@ func (a *app) printDisk(d admin.Disk) {
 			table = append(table, []string{r.Node.String(), dash(r.Labels[ukai.LabelDC]), a.colour(roleColour(r.Role), string(r.Role)), allocated(r.AllocatedBytes), r.ID.String(), dash(a.whyNot(r))})
 		}
 		a.table([]string{"REPLICA ON", "DC", "ROLE", ">ALLOCATED", "ID", "WHY"}, table)
+	}
+	if len(d.Histories) > 0 {
+		a.say("")
+		a.printHistories(d)
 	}
 	if len(d.Warnings) > 0 {
 		a.say("")

@@ -90,6 +90,9 @@ type Backend interface {
 	// ForceDisk goes on with a disk of whose arbiters a majority is gone for good. Unless all that are silent are named:
 	// ukai.ErrPermission. A majority answers: ukai.ErrRejected.
 	ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk, error)
+	// PickDisk says with which of its histories a disk with several goes on. The others are set aside and kept; one of them may be picked later.
+	// No such history, or too few of its arbiters answer: ukai.ErrNotFound, ukai.ErrNoQuorum.
+	PickDisk(ctx context.Context, disk string, p PickDisk) (Disk, error)
 	// ScrubDisk has whoever looks after a disk read all of it, compare its copies, and repair what cannot be read or has rotted. It returns when
 	// that is asked for; Disk.Scrub tells how far it is.
 	ScrubDisk(ctx context.Context, disk string, s ScrubDisk) (Disk, error)

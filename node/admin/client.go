@@ -199,6 +199,11 @@ func (c *Client) ForceDisk(ctx context.Context, disk string, f ForceDisk) (Disk,
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/force", f)
 }
 
+// PickDisk is Backend.PickDisk.
+func (c *Client) PickDisk(ctx context.Context, disk string, p PickDisk) (Disk, error) {
+	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/pick", p)
+}
+
 // ScrubDisk is Backend.ScrubDisk.
 func (c *Client) ScrubDisk(ctx context.Context, disk string, s ScrubDisk) (Disk, error) {
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/scrub", s)

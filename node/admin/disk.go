@@ -62,7 +62,25 @@ type Disk struct {
 	Removed        *Removed    `json:"removed,omitempty"`
 	Path           string      `json:"path,omitempty" doc:"its file on the node that answers"`
 	Scrub          *Scrub      `json:"scrub,omitempty" doc:"absent: it never was scrubbed"`
+	Histories      []History   `json:"histories,omitempty" doc:"absent: it has one"`
 	Warnings       []Warning   `json:"warnings,omitempty"`
+}
+
+// History is one of several that a disk has after forced takeovers on both sides of a cut.
+type History struct {
+	ID       string    `json:"id" doc:"what disk pick takes"`
+	Picked   bool      `json:"picked,omitempty" doc:"the disk goes on with it; the others are set aside, untouched"`
+	Forced   int       `json:"forced" doc:"forced takeovers in it"`
+	Epoch    string    `json:"epoch"`
+	Version  uint64    `json:"version" doc:"of the quorum record"`
+	LastHeld *NodeRef  `json:"lastHeld,omitempty" doc:"the node that had the disk attached last"`
+	Attached bool      `json:"attached,omitempty" doc:"that node has it attached still"`
+	Nodes    []NodeRef `json:"nodes" doc:"with replicas in sync"`
+}
+
+// PickDisk says which history of a disk to go on with.
+type PickDisk struct {
+	History string `json:"history" maxLength:"63" doc:"its id or the begin of it, or the name of a node that only that history has an in-sync replica on"`
 }
 
 // Removed says since when a disk is removed and until when it can be restored.

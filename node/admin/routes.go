@@ -217,6 +217,13 @@ func (s *Server) routes(api huma.API) {
 		}) (*answer[Disk], error) {
 			return reply(b.ForceDisk(ctx, in.Disk, in.Body))
 		})
+	huma.Register(api, op("disk-pick", http.MethodPost, "/v1/disks/{disk}/pick", "Say with which of its histories a disk goes on"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body PickDisk
+		}) (*answer[Disk], error) {
+			return reply(b.PickDisk(ctx, in.Disk, in.Body))
+		})
 	huma.Register(api, op("disk-scrub", http.MethodPost, "/v1/disks/{disk}/scrub", "Look for corruption in a disk, and repair it"),
 		func(ctx context.Context, in *struct {
 			DiskPath

@@ -371,7 +371,7 @@ func (h *holding) sealAll(ctx context.Context, t *takeover) error {
 
 // sealOne seals one replica, again and again while it cannot be reached.
 func (h *holding) sealOne(ctx context.Context, m *member, t *takeover) sealOutcome {
-	req := sealRequest{Nonce: h.nonce, Version: t.rec.Version, Size: t.rec.Size}
+	req := newSeal(h.nonce, &t.rec)
 	if m.Node == h.host.cfg.Node {
 		local, err := h.host.cfg.Replicas.open(ctx, h.d.id, m.Replica)
 		if err != nil {

@@ -86,10 +86,17 @@ func (h *hosted) seal(ctx context.Context, epoch ukai.Epoch, req sealRequest) (s
 	if h.data.Header().State == store.StateRetired {
 		return sealReply{}, fmt.Errorf("replica %v is retired: %w", h.key.replica, ukai.ErrNotFound)
 	}
-	switch f := h.admitted.Load().fence; f.onSeal(epoch) {
-	case sealRefuse:
+	f := h.admitted.Load().fence
+	step := f.onSeal(epoch)
+	if step == sealRefuse {
 		return sealReply{}, &ukai.FencedError{Epoch: f.epoch}
-	case sealAdvance:
+	}
+	if admit := h.rs.cfg.Lineage; admit != nil {
+		if err := admit(ctx, h.key.disk, h.key.replica, req.Forks); err != nil {
+			return sealReply{}, err
+		}
+	}
+	if step == sealAdvance {
 		if err := h.advance(fence{epoch, 1}, func() error { return h.data.SetFence(ctx, epoch) }); err != nil {
 			return sealReply{}, err
 		}

@@ -283,7 +283,7 @@ func (h *holding) adopt(m *member) bool {
 	ctx, cancel := context.WithTimeout(h.ctx, reconnectFor+rttFactor*h.host.rtt(m.Node))
 	defer cancel()
 	h.mu.Lock()
-	req := sealRequest{Nonce: h.nonce, Version: h.sets.known.Version, Size: h.sets.known.Size}
+	req := newSeal(h.nonce, &h.sets.known)
 	h.mu.Unlock()
 	if _, err := m.seal(ctx, req); err != nil {
 		h.obstructed(m, err)

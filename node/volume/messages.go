@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ukai"
+	"ukai/crdt"
 	"ukai/crdt/codec"
 	"ukai/node/wire"
 )
@@ -19,6 +20,17 @@ type sealRequest struct {
 	Nonce   ukai.Nonce `cbor:"1,keyasint"` // of the claim
 	Version uint64     `cbor:"2,keyasint"` // of the record the claim committed, or of a newer one of the same epoch
 	Size    int64      `cbor:"3,keyasint"` // of the disk: a replica that missed a growth catches up
+	// Forks are the forced takeovers that the record descends from, oldest first.
+	Forks []ukai.Nonce `cbor:"4,keyasint,omitempty"`
+}
+
+// newSeal returns the request to seal a replica for the holder that a record names.
+func newSeal(nonce ukai.Nonce, rec *crdt.Record) sealRequest {
+	req := sealRequest{Nonce: nonce, Version: rec.Version, Size: rec.Size}
+	for _, f := range rec.Lineage {
+		req.Forks = append(req.Forks, f.ID)
+	}
+	return req
 }
 
 // sealReply says what the next holder must know about a replica.

@@ -33,6 +33,9 @@ type ReplicasConfig struct {
 	Log   *slog.Logger // default: discard
 	// Clock is the time since some moment, and goes on while the machine is suspended. Default: CLOCK_BOOTTIME.
 	Clock func() time.Duration
+	// Lineage says why a holder whose record descends from these forced takeovers, oldest first, may not seal a replica, or nil; then the replica
+	// is of that lineage. Default: every holder may.
+	Lineage func(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID, forks []ukai.Nonce) error
 	// Workers is how many reads, writes and hashes run at once. Default 128: enough to keep a disk array busy.
 	Workers int
 }

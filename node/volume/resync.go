@@ -89,7 +89,7 @@ func (f *following) connect(ctx context.Context) (stable ukai.BlockStamp, err er
 	h, m := f.h, f.m
 	h.mu.Lock()
 	needed, l, rec := h.needs(m.Replica), m.link.Load(), h.sets.known
-	req := sealRequest{Nonce: h.nonce, Version: rec.Version, Size: rec.Size}
+	req := newSeal(h.nonce, &rec)
 	h.mu.Unlock()
 	if needed {
 		// In sync in another group: its session is in use, and is renewed as if it had failed.

@@ -127,6 +127,21 @@ func (f *Fake) ForceDisk(_ context.Context, disk string, force admin.ForceDisk) 
 	})
 }
 
+// PickDisk picks the history of that id.
+func (f *Fake) PickDisk(_ context.Context, disk string, p admin.PickDisk) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		at := slices.IndexFunc(d.Histories, func(h admin.History) bool { return h.ID == p.History })
+		if at < 0 {
+			return fmt.Errorf("history %q: %w", p.History, ukai.ErrNotFound)
+		}
+		for i := range d.Histories {
+			d.Histories[i].Picked = i == at
+		}
+		d.State, d.Why = admin.DiskIdle, ""
+		return nil
+	})
+}
+
 // RemoveDisk hides a disk.
 func (f *Fake) RemoveDisk(_ context.Context, disk string, r admin.RemoveDisk) (admin.Disk, error) {
 	return f.change(disk, func(d *admin.Disk) error {

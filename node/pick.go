@@ -1,0 +1,215 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"ukai"
+	"ukai/crdt"
+	"ukai/node/admin"
+	"ukai/node/cell"
+)
+
+// A disk that was forced on both sides of a cut has two histories, each with a record, arbiters and replicas of its own. A pick says with which
+// it goes on. The other is set aside: its record stays in the catalog and with its arbiters, and its replicas stay where they are.
+
+// minPrefix is the fewest digits that name a history.
+const minPrefix = 4
+
+// PickDisk implements admin.Backend. What it commits before the catalog says which history was picked only makes that history ready for it, so
+// it can be cut short anywhere and repeated, for the same history or another.
+func (n *Node) PickDisk(ctx context.Context, disk string, pick admin.PickDisk) (admin.Disk, error) {
+	d, err := n.find(disk, false)
+	if err != nil {
+		return admin.Disk{}, err
+	}
+	fail := func(err error) (admin.Disk, error) {
+		return admin.Disk{}, fmt.Errorf("pick a history of disk %s: %w", d.Name.Value, err)
+	}
+	if err := n.fit(); err != nil {
+		return fail(err)
+	}
+	at, err := n.history(d, pick.History)
+	if err != nil {
+		return fail(err)
+	}
+	if rec, ok := d.Record(); ok && rec.Tip() == d.View[at].Tip() {
+		return n.Disk(ctx, d.ID.String()) // it is picked, or the only one
+	}
+	picked := d.View[at]
+	others := slices.Delete(slices.Clone(d.View), at, at+1)
+	n.refresh(ctx, others)
+	if picked, err = n.cells.proposeAt(ctx, picked, cell.Identity{}); err != nil {
+		return fail(err)
+	}
+	if picked, err = n.cells.proposeAt(ctx, picked, picking(picked, others, n.id)); err != nil {
+		return fail(err)
+	}
+	if err := n.passInstances(ctx, picked, others); err != nil {
+		return fail(err)
+	}
+	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
+		return c.SetPolicy(d.ID, crdt.PolicyPicked, strings.Join(tips(d, picked, others), " "), stamp())
+	})
+	if err != nil {
+		return fail(err)
+	}
+	n.host.Observe(picked)
+	n.events.add(admin.Event{Level: admin.Warn, Kind: "disk-picked", Disk: d.Name.Value,
+		Text: fmt.Sprintf("disk %s goes on with history %s; %d others are set aside and kept", d.Name.Value, picked.Tip(), len(others))})
+	return n.Disk(ctx, d.ID.String())
+}
+
+// history returns where in the view of a disk the history is that was named, by the begin of its id or by a node that no other history has an
+// in-sync replica on.
+func (n *Node) history(d *crdt.Disk, name string) (int, error) {
+	var found []int
+	if id, err := n.nodeID(name); err == nil {
+		for i := range d.View {
+			if slices.Contains(inSyncNodes(&d.View[i]), id) {
+				found = append(found, i)
+			}
+		}
+	}
+	if len(found) != 1 {
+		named := found
+		found = nil
+		for i := range d.View {
+			if tip := d.View[i].Tip(); tip == name || len(name) >= minPrefix && strings.HasPrefix(tip, name) {
+				found = append(found, i)
+			}
+		}
+		if len(found) == 0 && len(named) > 1 {
+			return 0, fmt.Errorf("history %q: %w: %d of its histories have an in-sync replica on that node; name one by its id", name, ukai.ErrInvalid, len(named))
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return 0, fmt.Errorf("history %q: %w: disk show lists those that there are", name, ukai.ErrNotFound)
+	}
+	return 0, fmt.Errorf("history %q: %w: the ids of %d begin so; give more of it", name, ukai.ErrInvalid, len(found))
+}
+
+// refresh replaces records by newer ones, where their arbiters answer.
+func (n *Node) refresh(ctx context.Context, records []crdt.Record) {
+	for i := range records {
+		ctx, cancel := context.WithTimeout(ctx, forceAskTime)
+		if rec, err := n.cells.proposeAt(ctx, records[i], cell.Identity{}); err == nil {
+			records[i] = rec
+		}
+		cancel()
+	}
+}
+
+// picking returns the change that makes a record ready to be that of the disk.
+func picking(rec crdt.Record, others []crdt.Record, node ukai.NodeID) cell.Pick {
+	top := rec.Epoch
+	var foreign []ukai.ReplicaID
+	for i := range others {
+		top = max(top, others[i].Epoch)
+		if !wentOn(&others[i]) {
+			continue
+		}
+		for g := range others[i].Groups {
+			for _, m := range others[i].Groups[g].InSync() {
+				foreign = append(foreign, m.Replica)
+			}
+		}
+	}
+	// Above all that any of them reaches without being forced again.
+	epoch := ukai.NewEpoch(top.Forced()+1, uint64(top)+1)
+	return cell.Pick{Version: rec.Version, Epoch: epoch, Node: node, Nonce: ukai.NewNonce(), Foreign: foreign}
+}
+
+// wentOn says whether anything was committed in a history since it began. Before, nobody can have written to its replicas.
+func wentOn(rec *crdt.Record) bool {
+	n := len(rec.Lineage)
+	return n == 0 || rec.Version > rec.Lineage[n-1].Version+1
+}
+
+// passInstances begins instances of a quorum record until it has passed those of the other histories. Where an arbiter of theirs becomes
+// one of this, it must not find that instance taken.
+func (n *Node) passInstances(ctx context.Context, rec crdt.Record, others []crdt.Record) (err error) {
+	for i := range others {
+		for rec.Instance <= others[i].Instance {
+			change := cell.Rearb{Instance: rec.Instance, Arbiters: rec.Arbiters, Quorum: rec.Quorum, Preferred: rec.Preferred}
+			if rec, err = n.cells.proposeAt(ctx, rec, change); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tips returns the value of crdt.PolicyPicked. Histories that were set aside before stay so, though this node may not have them.
+func tips(d *crdt.Disk, picked crdt.Record, others []crdt.Record) []string {
+	list := []string{picked.Tip()}
+	for i := range others {
+		list = append(list, others[i].Tip())
+	}
+	for _, tip := range d.Picked() {
+		if !slices.Contains(list, tip) {
+			list = append(list, tip)
+		}
+	}
+	return list
+}
+
+// setAside says whether a replica here belongs to a history that was set aside, or may.
+func (n *Node) setAside(disk ukai.DiskID, replica ukai.ReplicaID) bool {
+	d, err := n.findByID(disk)
+	if err != nil {
+		return false
+	}
+	aside, whole := d.Aside()
+	return !whole || slices.ContainsFunc(aside, func(rec crdt.Record) bool { return names(rec, replica) })
+}
+
+func inSyncNodes(rec *crdt.Record) (ids []ukai.NodeID) {
+	for i := range rec.Groups {
+		for _, m := range rec.Groups[i].InSync() {
+			if !slices.Contains(ids, m.Node) {
+				ids = append(ids, m.Node)
+			}
+		}
+	}
+	return ids
+}
+
+// histories tells of a disk's histories, if it has several. The picked one comes first.
+func histories(p people, d *crdt.Disk) (list []admin.History) {
+	if len(d.View) < 2 {
+		return nil
+	}
+	chosen, ok := d.Record()
+	for i := range d.View {
+		rec := &d.View[i]
+		h := admin.History{
+			ID: rec.Tip(), Picked: ok && rec.Tip() == chosen.Tip(), Forced: len(rec.Lineage), Epoch: rec.Epoch.String(), Version: rec.Version,
+			Attached: rec.Phase == crdt.PhaseActive, Nodes: []admin.NodeRef{},
+		}
+		if !rec.Holder.IsZero() {
+			holder := p.ref(rec.Holder)
+			h.LastHeld = &holder
+		}
+		for _, id := range inSyncNodes(rec) {
+			h.Nodes = append(h.Nodes, p.ref(id))
+		}
+		list = append(list, h)
+	}
+	slices.SortStableFunc(list, func(a, b admin.History) int {
+		switch {
+		case a.Picked == b.Picked:
+			return cmp.Compare(a.ID, b.ID)
+		case a.Picked:
+			return -1
+		}
+		return 1
+	})
+	return list
+}
