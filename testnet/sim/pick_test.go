@@ -19,6 +19,10 @@ func splitDisk(t *testing.T, m *Mesh, busy bool) {
 	m.Cut("tokyo", "osaka")
 	for i, name := range []string{"t1", "o1"} {
 		g := m.awaitAttach(name, "vm1")
+		for range 3 * i { // the epoch of o1 is the higher one
+			g.detach()
+			g = m.awaitAttach(name, "vm1")
+		}
 		g.write(0, byte(1+i))
 		g.flush()
 		if !busy {
@@ -132,7 +136,7 @@ func TestWhoHoldsADiskWhenAHistoryIsPickedDoesNotGoOn(t *testing.T) {
 			m.Await("what "+n.Name+" wrote with is over", func() error {
 				_, err := n.Volume("vm1").WriteAt(context.Background(), make([]byte, 512), 4096)
 				if !errors.Is(err, ukai.ErrFenced) {
-					return fmt.Errorf("it ends with %w", err)
+					return errors.Join(errors.New("it is not fenced"), err)
 				}
 				return nil
 			})
