@@ -88,7 +88,7 @@ func (n *Node) costed(ctx context.Context, p people, rule place.Rule, rec crdt.R
 
 // linkLimit returns the bytes per second that all copies between two datacenters together may take now; negative: any.
 func (n *Node) linkLimit(from, to string) int64 {
-	s := n.links.seen.Load()
+	s := n.lookAtLinks() // what was set this very moment counts
 	if s == nil {
 		return int64(pace.Unlimited)
 	}
