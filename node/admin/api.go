@@ -270,96 +270,6 @@ type NodeChanged struct {
 	Warnings []Warning `json:"warnings,omitempty" doc:"disks whose rules are no longer met, for example"`
 }
 
-// Rule says where an administrator wants a disk's replicas.
-type Rule struct {
-	Terms   []string `json:"terms" minItems:"1" maxItems:"16" doc:"SELECTOR:COUNT each" example:"[\"dc=tokyo:2\",\"dc=osaka:1\"]"`
-	Spread  []string `json:"spread,omitempty" maxItems:"8" doc:"label keys of which no two replicas share a value"`
-	Prefer  bool     `json:"prefer,omitempty" doc:"accept the rule with a standing warning where it cannot be met"`
-	MinSync int      `json:"minSync,omitempty" minimum:"0" maximum:"8" doc:"fewest in-sync replicas with which writes go on; 0: 1"`
-}
-
-// PlaceDisk gives a disk a rule.
-type PlaceDisk struct {
-	Rule   Rule `json:"rule"`
-	DryRun bool `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
-}
-
-// Placement compares what is wanted of a disk with what is true.
-type Placement struct {
-	Disk        DiskRef   `json:"disk"`
-	Rule        string    `json:"rule" doc:"as text; empty if the disk has none"`
-	Met         bool      `json:"met"`
-	Wanted      []Want    `json:"wanted" doc:"one per term of the rule"`
-	Replicas    []Replica `json:"replicas" doc:"true now"`
-	Arbiters    []Arbiter `json:"arbiters,omitempty"`
-	Differences []string  `json:"differences,omitempty" doc:"one sentence each"`
-	Reasons     []Reason  `json:"reasons,omitempty" doc:"per node considered, why it was or was not chosen"`
-	Steps       []Step    `json:"steps,omitempty" doc:"what leads to the rule, in the order in which it is done"`
-	Costs       *Costs    `json:"costs,omitempty" doc:"of all steps together"`
-	Forecast    *Forecast `json:"forecast,omitempty" doc:"what the VM feels where it runs, now and after each step"`
-	Doing       string    `json:"doing,omitempty" doc:"what is being done about the differences"`
-	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
-	Warnings    []Warning `json:"warnings,omitempty"`
-	DryRun      bool      `json:"dryRun,omitempty"`
-}
-
-// Step is one part of a plan that leads a disk to its rule.
-type Step struct {
-	Kind    string    `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
-	Node    NodeRef   `json:"node,omitzero" doc:"where a replica is made or dropped"`
-	From    NodeRef   `json:"from,omitzero" doc:"node that the data of a new replica comes from"`
-	Path    []NodeRef `json:"path,omitempty" doc:"of the data: its source, the node that copies, where the replica is made"`
-	Bytes   int64     `json:"bytes,omitempty" doc:"copied, at most: holes are not, nor what both sides have"`
-	InSync  int       `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
-	Copies  []Copies  `json:"copies,omitempty" doc:"in sync of all blocks when it is done"`
-	Seconds float64   `json:"seconds,omitempty" doc:"it takes, estimated"`
-	Text    string    `json:"text"`
-}
-
-// Copies is how many copies in sync blocks have.
-type Copies struct {
-	Blocks string `json:"blocks" example:"0-2559"`
-	InSync int    `json:"inSync"`
-}
-
-// Costs is what steps take together.
-type Costs struct {
-	Bytes       int64       `json:"bytes" doc:"copied, at most"`
-	Seconds     float64     `json:"seconds" doc:"estimated"`
-	LeastInSync int         `json:"leastInSync" doc:"fewest copies in sync that any block has at any moment"`
-	Links       []LinkBytes `json:"links" doc:"what crosses between datacenters, and within one"`
-	Pairs       []LinkBytes `json:"pairs" doc:"what crosses between nodes"`
-	Space       []NodeSpace `json:"space"`
-	Assumed     []string    `json:"assumed,omitempty" doc:"what is not known, and what was taken instead"`
-}
-
-// LinkBytes is what crosses a link in one direction.
-type LinkBytes struct {
-	From  string `json:"from"`
-	To    string `json:"to"`
-	Bytes int64  `json:"bytes" doc:"at most"`
-}
-
-// NodeSpace is the space that steps take on a node.
-type NodeSpace struct {
-	Node       NodeRef `json:"node"`
-	PeakBytes  int64   `json:"peakBytes" doc:"taken at most at any moment, beside what is taken now"`
-	FreedBytes int64   `json:"freedBytes,omitempty" doc:"given back an hour after a replica is dropped, about"`
-	LeftBytes  int64   `json:"leftBytes" doc:"free beyond the reserve at the peak; negative: too little"`
-}
-
-// Defaults is what holds for the whole mesh where nothing else is said.
-type Defaults struct {
-	Rule               string `json:"rule" doc:"of disks that are created without one"`
-	RepairAfterSeconds int64  `json:"repairAfterSeconds" doc:"how long a node may be down before what it had is made anew elsewhere; 0: for ever"`
-}
-
-// SetDefaults changes what is not absent.
-type SetDefaults struct {
-	Rule               *Rule  `json:"rule,omitempty"`
-	RepairAfterSeconds *int64 `json:"repairAfterSeconds,omitempty" minimum:"0" doc:"at least 10; 0: never"`
-}
-
 // Link is the budget of the link between two datacenters.
 type Link struct {
 	Name           string    `json:"name" example:"osaka-tokyo"`
@@ -378,68 +288,6 @@ type SetLink struct {
 	Limit string   `json:"limit" maxLength:"32" doc:"bytes per second: 50MB/s, 20MiB/s, 400Mbit/s; 0: nothing is copied; none: no limit"`
 	At    []string `json:"at,omitempty" maxItems:"16" doc:"windows HH:MM-HH:MM=RATE with another limit; the first that holds counts"`
 	Zone  string   `json:"zone,omitempty" maxLength:"6" doc:"offset from UTC in which the windows are, such as +09:00; absent: UTC"`
-}
-
-// Forecast tells what VMs would feel of a disk on some nodes, now and after each step of the plan that leads to its rule.
-type Forecast struct {
-	Disk     DiskRef      `json:"disk"`
-	Recorded *RecordedIO  `json:"recorded,omitempty" doc:"what the disk's guest did of late; absent: nothing was recorded, and small requests all over the disk are assumed"`
-	At       []ForecastAt `json:"at"`
-}
-
-// ForecastAt is the forecast for one node.
-type ForecastAt struct {
-	Node          NodeRef         `json:"node"`
-	Felt          []Felt          `json:"felt" doc:"now, then after each step of the plan"`
-	Inputs        []ForecastInput `json:"inputs" doc:"one per node with a replica in sync, now or later"`
-	WithinPercent int             `json:"withinPercent" doc:"by which measured medians may differ"`
-	Why           []string        `json:"why,omitempty" doc:"what was not measured"`
-}
-
-// Felt is how long requests of a guest take.
-type Felt struct {
-	When  string  `json:"when"`
-	Read  Latency `json:"read"`
-	Write Latency `json:"write"`
-	Flush Latency `json:"flush"`
-}
-
-// Latency is a distribution of durations in two numbers.
-type Latency struct {
-	P50Micros int64 `json:"p50Micros"`
-	P99Micros int64 `json:"p99Micros"`
-}
-
-// ForecastInput is what a forecast was made from, for one node with a replica.
-type ForecastInput struct {
-	Node     NodeRef `json:"node"`
-	RTT      Latency `json:"rtt" doc:"from the node that the forecast is for"`
-	Measured bool    `json:"measured" doc:"the round trip; otherwise it is estimated from coordinates"`
-	Read     Latency `json:"read" doc:"of its store, up to 64 KiB"`
-	Write    Latency `json:"write" doc:"of its store, up to 64 KiB"`
-	Flush    Latency `json:"flush" doc:"of its store"`
-}
-
-// RecordedIO is what a disk's guest did of late.
-type RecordedIO struct {
-	Reads     RecordedRequests `json:"reads"`
-	Writes    RecordedRequests `json:"writes"`
-	Flushes   uint32           `json:"flushes"`
-	FlushFelt Latency          `json:"flushFelt"`
-}
-
-// RecordedRequests is one kind of request.
-type RecordedRequests struct {
-	Count      uint32      `json:"count"`
-	Sizes      []SizeCount `json:"sizes"`
-	HotPercent int         `json:"hotPercent" doc:"of them go to the hottest tenth of the disk"`
-	Felt       Latency     `json:"felt" doc:"by the guest"`
-}
-
-// SizeCount counts requests of a class of sizes.
-type SizeCount struct {
-	UpToBytes int64  `json:"upToBytes"`
-	Count     uint32 `json:"count"`
 }
 
 // Survival tells what disks survive.
@@ -465,22 +313,6 @@ type DiskFate struct {
 	Why    []string `json:"why,omitempty" doc:"one sentence each"`
 	Then   string   `json:"then,omitempty" doc:"what is done about it by itself"`
 	Remedy string   `json:"remedy,omitempty" doc:"what to do beforehand, a command if there is one"`
-}
-
-// Want is one term of a rule and how far it is met.
-type Want struct {
-	Term  string   `json:"term" example:"dc=tokyo:2"`
-	Count int      `json:"count"`
-	Have  int      `json:"have"`
-	Nodes []string `json:"nodes,omitempty" doc:"names of the nodes that meet it; in a dry run those that would be chosen"`
-}
-
-// Reason says why a node was or was not chosen.
-type Reason struct {
-	Node   NodeRef     `json:"node"`
-	Labels ukai.Labels `json:"labels,omitempty"`
-	Chosen bool        `json:"chosen,omitempty"`
-	Why    string      `json:"why"`
 }
 
 // Leave asks a node to go.

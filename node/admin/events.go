@@ -20,8 +20,13 @@ const (
 	heartbeatEvery = 15 * time.Second
 )
 
-// events answers with a stream of the backend's events, which ends with the request or when the server closes.
+// events answers with a stream of the backend's events.
 func (s *Server) events(context.Context, *struct{}) (*huma.StreamResponse, error) {
+	return streaming(s, s.backend.Events, func(e Event) (uint64, string) { return e.Seq, e.Kind }), nil
+}
+
+// streaming answers with a stream of what open returns, which ends with the request or when the server closes.
+func streaming[T any](s *Server, open func(context.Context) (<-chan T, error), about func(T) (uint64, string)) *huma.StreamResponse {
 	return &huma.StreamResponse{Body: func(c huma.Context) {
 		r, w := humago.Unwrap(c)
 		select {
@@ -33,13 +38,13 @@ func (s *Server) events(context.Context, *struct{}) (*huma.StreamResponse, error
 		}
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		events, err := s.backend.Events(ctx)
+		coming, err := open(ctx)
 		if err != nil {
 			writeProblem(w, err)
 			return
 		}
-		stream(s, w, events, func(e Event) (uint64, string) { return e.Seq, e.Kind })
-	}}, nil
+		stream(s, w, coming, about)
+	}}
 }
 
 // stream writes what comes to w until there is no more, the client is gone, or the server closes. about tells the number of what came, and what it is.

@@ -7,9 +7,6 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humago"
-
-	"ukai"
 )
 
 // jobsWatchPath is where jobs are told of as a stream.
@@ -100,25 +97,8 @@ type Evacuating struct {
 
 // watchJobs answers with a stream of lists of all jobs, one whenever something has changed.
 func (s *Server) watchJobs(context.Context, *struct{}) (*huma.StreamResponse, error) {
-	return &huma.StreamResponse{Body: func(c huma.Context) {
-		r, w := humago.Unwrap(c)
-		select {
-		case s.streams <- struct{}{}:
-			defer func() { <-s.streams }()
-		default:
-			writeProblem(w, fmt.Errorf("%d event streams are open: %w: try again later", maxStreams, ukai.ErrOverloaded))
-			return
-		}
-		ctx, cancel := context.WithCancel(r.Context())
-		defer cancel()
-		jobs, err := s.backend.WatchJobs(ctx)
-		if err != nil {
-			writeProblem(w, err)
-			return
-		}
-		seq := uint64(0)
-		stream(s, w, jobs, func([]Job) (uint64, string) { seq++; return seq, "jobs" })
-	}}, nil
+	seq := uint64(0)
+	return streaming(s, s.backend.WatchJobs, func([]Job) (uint64, string) { seq++; return seq, "jobs" }), nil
 }
 
 // Jobs is Backend.Jobs.

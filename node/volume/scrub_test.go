@@ -382,12 +382,7 @@ func TestASectorThatCannotBeReadIsMendedByRewritingIt(t *testing.T) {
 
 func TestNothingIsLostWhateverFailsAtWhateverStepOfARepair(t *testing.T) {
 	faults := map[string]func(w *world){
-		"holder dies": func(w *world) {
-			w.mu.Lock()
-			w.dead[2] = true
-			w.mu.Unlock()
-			w.nodes[2].kill()
-		},
+		"holder dies": holderDies,
 		"rotten replica restarts": func(w *world) {
 			w.nodes[1].kill()
 			w.nodes[1].restart(false)

@@ -1,0 +1,109 @@
+package admin
+
+import "ukai"
+
+// Rule says where an administrator wants a disk's replicas.
+type Rule struct {
+	Terms   []string `json:"terms" minItems:"1" maxItems:"16" doc:"SELECTOR:COUNT each" example:"[\"dc=tokyo:2\",\"dc=osaka:1\"]"`
+	Spread  []string `json:"spread,omitempty" maxItems:"8" doc:"label keys of which no two replicas share a value"`
+	Prefer  bool     `json:"prefer,omitempty" doc:"accept the rule with a standing warning where it cannot be met"`
+	MinSync int      `json:"minSync,omitempty" minimum:"0" maximum:"8" doc:"fewest in-sync replicas with which writes go on; 0: 1"`
+}
+
+// PlaceDisk gives a disk a rule.
+type PlaceDisk struct {
+	Rule   Rule `json:"rule"`
+	DryRun bool `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
+}
+
+// Placement compares what is wanted of a disk with what is true.
+type Placement struct {
+	Disk        DiskRef   `json:"disk"`
+	Rule        string    `json:"rule" doc:"as text; empty if the disk has none"`
+	Met         bool      `json:"met"`
+	Wanted      []Want    `json:"wanted" doc:"one per term of the rule"`
+	Replicas    []Replica `json:"replicas" doc:"true now"`
+	Arbiters    []Arbiter `json:"arbiters,omitempty"`
+	Differences []string  `json:"differences,omitempty" doc:"one sentence each"`
+	Reasons     []Reason  `json:"reasons,omitempty" doc:"per node considered, why it was or was not chosen"`
+	Steps       []Step    `json:"steps,omitempty" doc:"what leads to the rule, in the order in which it is done"`
+	Costs       *Costs    `json:"costs,omitempty" doc:"of all steps together"`
+	Forecast    *Forecast `json:"forecast,omitempty" doc:"what the VM feels where it runs, now and after each step"`
+	Doing       string    `json:"doing,omitempty" doc:"what is being done about the differences"`
+	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
+	Warnings    []Warning `json:"warnings,omitempty"`
+	DryRun      bool      `json:"dryRun,omitempty"`
+}
+
+// Step is one part of a plan that leads a disk to its rule.
+type Step struct {
+	Kind    string    `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
+	Node    NodeRef   `json:"node,omitzero" doc:"where a replica is made or dropped"`
+	From    NodeRef   `json:"from,omitzero" doc:"node that the data of a new replica comes from"`
+	Path    []NodeRef `json:"path,omitempty" doc:"of the data: its source, the node that copies, where the replica is made"`
+	Bytes   int64     `json:"bytes,omitempty" doc:"copied, at most: holes are not, nor what both sides have"`
+	InSync  int       `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
+	Copies  []Copies  `json:"copies,omitempty" doc:"in sync of all blocks when it is done"`
+	Seconds float64   `json:"seconds,omitempty" doc:"it takes, estimated"`
+	Text    string    `json:"text"`
+}
+
+// Copies is how many copies in sync blocks have.
+type Copies struct {
+	Blocks string `json:"blocks" example:"0-2559"`
+	InSync int    `json:"inSync"`
+}
+
+// Costs is what steps take together.
+type Costs struct {
+	Bytes       int64       `json:"bytes" doc:"copied, at most"`
+	Seconds     float64     `json:"seconds" doc:"estimated"`
+	LeastInSync int         `json:"leastInSync" doc:"fewest copies in sync that any block has at any moment"`
+	Links       []LinkBytes `json:"links" doc:"what crosses between datacenters, and within one"`
+	Pairs       []LinkBytes `json:"pairs" doc:"what crosses between nodes"`
+	Space       []NodeSpace `json:"space"`
+	Assumed     []string    `json:"assumed,omitempty" doc:"what is not known, and what was taken instead"`
+}
+
+// LinkBytes is what crosses a link in one direction.
+type LinkBytes struct {
+	From  string `json:"from"`
+	To    string `json:"to"`
+	Bytes int64  `json:"bytes" doc:"at most"`
+}
+
+// NodeSpace is the space that steps take on a node.
+type NodeSpace struct {
+	Node       NodeRef `json:"node"`
+	PeakBytes  int64   `json:"peakBytes" doc:"taken at most at any moment, beside what is taken now"`
+	FreedBytes int64   `json:"freedBytes,omitempty" doc:"given back an hour after a replica is dropped, about"`
+	LeftBytes  int64   `json:"leftBytes" doc:"free beyond the reserve at the peak; negative: too little"`
+}
+
+// Defaults is what holds for the whole mesh where nothing else is said.
+type Defaults struct {
+	Rule               string `json:"rule" doc:"of disks that are created without one"`
+	RepairAfterSeconds int64  `json:"repairAfterSeconds" doc:"how long a node may be down before what it had is made anew elsewhere; 0: for ever"`
+}
+
+// SetDefaults changes what is not absent.
+type SetDefaults struct {
+	Rule               *Rule  `json:"rule,omitempty"`
+	RepairAfterSeconds *int64 `json:"repairAfterSeconds,omitempty" minimum:"0" doc:"at least 10; 0: never"`
+}
+
+// Want is one term of a rule and how far it is met.
+type Want struct {
+	Term  string   `json:"term" example:"dc=tokyo:2"`
+	Count int      `json:"count"`
+	Have  int      `json:"have"`
+	Nodes []string `json:"nodes,omitempty" doc:"names of the nodes that meet it; in a dry run those that would be chosen"`
+}
+
+// Reason says why a node was or was not chosen.
+type Reason struct {
+	Node   NodeRef     `json:"node"`
+	Labels ukai.Labels `json:"labels,omitempty"`
+	Chosen bool        `json:"chosen,omitempty"`
+	Why    string      `json:"why"`
+}
