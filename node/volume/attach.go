@@ -82,8 +82,12 @@ func (d *Disk) become(ctx context.Context, how claiming) error {
 	for {
 		h, err := d.tryBecome(ctx, how, &seen)
 		if err == nil {
-			h.serve()
-			return nil
+			if rec, known := d.host.cfg.Mesh.Record(d.id); !known || !h.parted(&rec) {
+				h.serve()
+				return nil
+			}
+			h.close()
+			err = &surprise{fmt.Errorf("the disk goes on with another history now: %w", ukai.ErrFenced)}
 		}
 		if !surprising(err) {
 			return err

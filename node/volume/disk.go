@@ -278,6 +278,9 @@ func (d *Disk) attach(ctx context.Context, how claiming) error {
 	d.attached++
 	d.mu.Unlock()
 	if fresh {
+		if rec, known := d.host.cfg.Mesh.Record(d.id); known {
+			d.host.Observe(rec) // what ends a holding may be known before this host has been told
+		}
 		if err := d.discardEnded(ctx); err != nil {
 			d.unattach()
 			return fmt.Errorf("attach %s: %w", d.Name(), err)

@@ -291,6 +291,67 @@ func TestHolderLearnsFromGossipThatItIsDeposed(t *testing.T) {
 	})
 }
 
+// elsewhere returns the record of another history, forced away from that of the disk before its last commits.
+func (w *world) elsewhere() crdt.Record {
+	rec := w.cells.record()
+	rec.Lineage = append(slices.Clone(rec.Lineage), crdt.Fork{ID: ukai.NewNonce(), Instance: rec.Instance, Version: 1})
+	rec.Version += 100
+	rec.Groups = slices.Clone(rec.Groups)
+	rec.Groups[0].Members = rec.Groups[0].Members[:1]
+	return rec
+}
+
+func TestHolderStopsWhenTheDiskGoesOnWithAnotherHistory(t *testing.T) {
+	for name, back := range map[string]ukai.Epoch{"in an older epoch": 1, "in the same epoch, and further on": 0} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+				w.attach(2)
+				w.write(2, 0, fill(512, 1))
+				rec := w.elsewhere()
+				rec.Epoch -= back
+				w.nodes[2].host.Load().Observe(rec)
+				if _, err := w.d(2).WriteAt(w.t.Context(), fill(512, 2), 0); !errors.Is(err, ukai.ErrFenced) {
+					w.t.Errorf("write: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestDiskThatGoesOnWithAnotherHistoryIsNotServedInThisOne(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		w.detach(2)
+		rec := w.elsewhere()
+		w.cells.set(func(c *testCells) { c.old = &rec }) // this is heard while the claim is under way
+		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+		defer cancel()
+		if err := w.d(2).Attach(ctx); err == nil || w.d(2).holding.Load() != nil {
+			w.t.Errorf("attached: %v", err)
+		}
+		w.cells.set(func(c *testCells) { c.old = nil })
+		w.attach(2)
+	})
+}
+
+func TestRefusalOfAHeartbeatEndsOnlyItsOwnSession(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.attach(2)
+		h := w.d(2).holding.Load()
+		m := h.view.Load().all[0]
+		l := m.link.Load()
+		refuse := exception{Code: ukai.Code(ukai.ErrFenced), Now: h.epoch}
+		m.refused(beat{Epoch: h.epoch, Session: l.session - 1}, refuse)
+		if m.link.Load() != l {
+			w.t.Error("a late refusal of the session before ended this one")
+		}
+		m.refused(beat{Epoch: h.epoch, Session: l.session}, refuse)
+		if m.link.Load() == l {
+			w.t.Error("the session goes on though it was refused")
+		}
+	})
+}
+
 func TestShrinkInDoubtIsSettled(t *testing.T) {
 	for name, set := range map[string]func(c *testCells){
 		"committed, answer lost": func(c *testCells) { c.doubt = 1 },

@@ -213,11 +213,21 @@ func (h *Host) Observe(rec crdt.Record) {
 	held := d.holding.Load()
 	switch {
 	case held == nil:
+	case held.parted(&rec):
+		held.end(fmt.Errorf("the disk goes on with another history than that of epoch %v here: %w", held.epoch, ukai.ErrFenced))
 	case rec.Epoch > held.epoch:
 		held.fenced(rec.Epoch)
 	case rec.Epoch == held.epoch:
 		held.observe(rec)
 	}
+}
+
+// parted says whether a record is of another history of the disk than this holding, after forced takeovers on both sides of a cut. Epochs and
+// versions of two histories do not compare.
+func (h *holding) parted(rec *crdt.Record) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !rec.Dominates(h.sets.known) && !h.sets.known.Dominates(*rec)
 }
 
 // observe takes in what others committed about the disk: safety settings, arbiters. Sets of replicas are changed by the

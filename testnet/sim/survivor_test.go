@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,6 +115,47 @@ func TestADiskIsNotForcedByItselfWhileThatIsNotNeededOrNotAllowed(t *testing.T) 
 			time.Sleep(10 * time.Second)
 		}
 	})
+}
+
+func TestOfSeveralNodesOnOneSideThatWantAnUnsafeDiskOneForcesIt(t *testing.T) {
+	for name, want := range map[string]struct{ first, second bool }{"both want it": {true, true}, "the one that does not force it wants it": {second: true}} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+				unsafeDisk(t, m, "dc=tokyo:2 dc=osaka:1")
+				ctx := context.Background()
+				m.unused(m.Nodes["t1"], "vm1")
+				m.Nodes["o1"].Crash()
+				m.Nodes["w1"].Crash()
+				sides := []*Node{m.Nodes["t1"], m.Nodes["t2"]} // the first by id forces it
+				slices.SortFunc(sides, func(a, b *Node) int { x, y := a.ID(), b.ID(); return slices.Compare(x[:], y[:]) })
+				var all sync.WaitGroup
+				for i, wants := range []bool{want.first, want.second} {
+					if !wants {
+						continue
+					}
+					all.Go(func() {
+						m.Await(sides[i].Name+" reads the disk", func() error {
+							short, cancel := context.WithTimeout(ctx, 10*time.Second)
+							defer cancel()
+							_, err := sides[i].Volume("vm1").ReadAt(short, make([]byte, 512), 0)
+							return err
+						})
+					})
+				}
+				all.Wait()
+				time.Sleep(time.Minute)
+				for _, n := range sides {
+					d, err := n.Disk(ctx, "vm1")
+					if err != nil {
+						t.Fatal(err)
+					}
+					if d.State == admin.DiskConflict || len(d.Histories) > 0 || !strings.HasPrefix(d.Epoch, "1.") {
+						t.Errorf("on %s it is %s in epoch %s, with histories %v", n.Name, d.State, d.Epoch, d.Histories)
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestWhenBothSidesOfACutGoOnBothHistoriesAreKept(t *testing.T) {
