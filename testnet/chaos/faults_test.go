@@ -197,7 +197,7 @@ func (b *breaker) begin(until time.Time) error {
 			}
 		}
 	case "full":
-		if a.Volume == nil || !a.Running() || !b.another(a) {
+		if a.Volume == nil || !a.Running() || b.full(a) || !b.another(a) {
 			return nil
 		}
 		if err := a.Volume.Fill(); err != nil {
