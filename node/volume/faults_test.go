@@ -41,6 +41,25 @@ func wantWaiting(t *testing.T, what string, c <-chan error, d time.Duration) {
 	}
 }
 
+func TestNoCheckpointRunsBesideTheFlushOfADetach(t *testing.T) {
+	bubble(t, setup{nodes: 2, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		h := w.d(0).holding.Load()
+		h.checking <- struct{}{} // one runs
+		detached := make(chan error, 1)
+		go func() { detached <- w.d(0).Detach(w.t.Context()) }()
+		time.Sleep(time.Second)
+		if err := h.checkpoint(w.t.Context()); err != nil {
+			t.Errorf("the checkpoint: %v", err)
+		}
+		<-h.checking
+		if err := <-detached; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestWriteThatReachedOneReplicaIsSettledByTheNextHolder(t *testing.T) {
 	for name, reached := range map[string]int{"on the first replica only": 0, "on the second replica only": 1} {
 		t.Run(name, func(t *testing.T) {

@@ -65,6 +65,14 @@ func (d *Disk) release(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w while requests wait: %w", context.Cause(ctx), h.reason())
 	}
+	// A checkpoint beside the flush would call dirty again what the flush has just made durable.
+	select {
+	case h.checking <- struct{}{}: // for good: this is the last one
+	case <-h.ctx.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w while a checkpoint runs: %w", context.Cause(ctx), h.reason())
+	}
 	if c := h.check.Load(); c.stamp.Check > 1 || c.touched.count.Load() > 0 {
 		h.dirty.Store(true) // also what was written without being acknowledged must be the same everywhere
 	}

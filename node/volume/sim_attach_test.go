@@ -325,6 +325,10 @@ func (n *sNode) release() error {
 	if h.over != nil {
 		return nil
 	}
+	w.lock(&h.checking) // for good
+	if h.over != nil {
+		return nil
+	}
 	if h.check.stamp.Check > 1 || h.check.touched.count.Load() > 0 {
 		h.dirty = true
 	}
