@@ -201,10 +201,26 @@ func (h *holding) reach(ctx context.Context, who crdt.Member) (*member, error) {
 		return nil, err
 	}
 	if owner > h.epoch {
-		h.fenced(owner)
-		return nil, h.err()
+		return nil, h.surpassed(ctx, who, owner)
 	}
 	return m, nil
+}
+
+// surpassed ends the holding if it was deposed by the epoch that a replica is in which is not in sync, and returns why that replica cannot be brought
+// back. The replica may also belong to another history of the disk, whose epochs count on from the same one as those here and depose nobody; only
+// the quorum record tells.
+func (h *holding) surpassed(ctx context.Context, who crdt.Member, owner ukai.Epoch) error {
+	rec, err := h.host.cfg.Cells.Propose(ctx, h.d.id, cell.Identity{})
+	switch {
+	case err != nil:
+		err = fmt.Errorf("it is in epoch %v, and the quorum record does not answer: %w", owner, err)
+	case rec.Epoch > h.epoch:
+		h.fenced(rec.Epoch)
+		return h.err()
+	default:
+		err = fmt.Errorf("it is in epoch %v of another history of the disk: %w", owner, ukai.ErrRejected)
+	}
+	return h.host.nodeError(who.Node, fmt.Errorf("replica %v: %w", who.Replica, err))
 }
 
 // present asks a replica's node whether it has the replica and can open it. It returns the epoch that owns the replica:
