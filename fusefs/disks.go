@@ -34,6 +34,9 @@ type Info struct {
 	// Allocated is how many bytes of the disk hold data, as du counts them; programs take a file that has fewer than
 	// its size as sparse and ask for its holes. 0 means not known, and shows a file without holes.
 	Allocated int64
+
+	// ReadOnly says that the file can only be read: it is shown without permission to write, and opening it for that fails with EROFS.
+	ReadOnly bool
 }
 
 // Space is what df shows, in bytes.

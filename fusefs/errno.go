@@ -24,6 +24,7 @@ var errnos = [...]struct {
 	{errConflict, syscall.EAGAIN},
 	{errTooManyLocks, syscall.ENOLCK},
 	{errBadHandle, syscall.EBADF},
+	{errReadOnly, syscall.EROFS},
 	// It makes the kernel look the name up anew and try again, before a program gets to see it.
 	{errStale, syscall.ESTALE},
 	{errPanic, syscall.EIO},
@@ -66,6 +67,7 @@ var (
 	errConflict     = errors.New("lock conflicts")
 	errTooManyLocks = errors.New("too many locks on one file")
 	errBadHandle    = errors.New("no such open file")
+	errReadOnly     = errors.New("can only be read")
 	errStale        = errors.New("the name is another disk's now, or nobody's")
 	errPanic        = errors.New("panic")
 )

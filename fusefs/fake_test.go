@@ -89,6 +89,7 @@ func (n *node) Space(context.Context) (Space, error) { return n.space, nil }
 type memDisk struct {
 	id      ukai.DiskID
 	doubled bool
+	fixed   bool // it can only be read
 	mtime   time.Time
 
 	mu       sync.Mutex
@@ -126,7 +127,7 @@ func (d *memDisk) begin(ctx context.Context, op string) error {
 func (d *memDisk) info() Info {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return Info{Name: d.name, ID: d.id, Size: d.size, ModTime: d.mtime, Allocated: max(1, int64(len(d.pages))) * memPage}
+	return Info{Name: d.name, ID: d.id, Size: d.size, ModTime: d.mtime, Allocated: max(1, int64(len(d.pages))) * memPage, ReadOnly: d.fixed}
 }
 
 func (d *memDisk) isAttached() bool {

@@ -124,6 +124,31 @@ func wantErrno(t testing.TB, what string, err error, want unix.Errno) {
 	}
 }
 
+func TestAFileThatCanOnlyBeReadIsNotOpenedForWriting(t *testing.T) {
+	m := mount(t)
+	d := m.create("vm1~conflict-0123", 4096)
+	d.fixed = true
+	fi, err := os.Stat(m.path(d.name))
+	if err != nil || fi.Mode().Perm() != 0o400 {
+		t.Fatalf("mode %v, %v", fi.Mode(), err)
+	}
+	for _, flags := range []int{os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC} {
+		_, err := os.OpenFile(m.path(d.name), flags, 0)
+		wantErrno(t, "open for writing", err, unix.EROFS)
+	}
+	wantErrno(t, "truncate", os.Truncate(m.path(d.name), 8192), unix.EROFS)
+	f := m.open(t, d.name, os.O_RDONLY)
+	if n, err := f.Read(make([]byte, 4096)); n != 4096 {
+		t.Errorf("read %d bytes: %v", n, err)
+	}
+	if d.attaches.Load() != 0 {
+		t.Error("it was attached")
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDirectoryShowsDisks(t *testing.T) {
 	m := mount(t)
 	d := m.create("vm1", 1<<30)

@@ -264,6 +264,9 @@ func (fs *filesystem) attr(info Info, out *fuse.Attr) {
 		Owner:   fuse.Owner{Uid: fs.cfg.UID, Gid: fs.cfg.GID},
 		Blksize: maxTransfer,
 	}
+	if info.ReadOnly {
+		out.Mode &^= 0o222
+	}
 	if !info.ModTime.IsZero() {
 		out.SetTimes(&info.ModTime, &info.ModTime, &info.ModTime)
 	}

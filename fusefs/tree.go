@@ -162,8 +162,8 @@ type filesystem struct {
 
 // lookup finds a disk by name and counts that the kernel knows it.
 func (fs *filesystem) lookup(ctx context.Context, name string) (*file, error) {
-	if ukai.CheckName("disk", name) != nil {
-		return nil, ukai.ErrNotFound // programs look for all sorts of names
+	if len(name) <= ukai.MaxNameLen && ukai.CheckName("disk", name) != nil {
+		return nil, ukai.ErrNotFound // programs look for all sorts of names; longer than a disk's is that of one of its histories
 	}
 	info, err := fs.cfg.Disks.Stat(ctx, name)
 	if err != nil {
@@ -195,6 +195,9 @@ func (fs *filesystem) stat(ctx context.Context, f *file) (Info, error) {
 
 // open returns a new handle of f.
 func (fs *filesystem) open(ctx context.Context, f *file, readOnly bool) (*handle, error) {
+	if !readOnly && f.info.Load().ReadOnly {
+		return nil, errReadOnly
+	}
 	d, err := fs.cfg.Disks.Open(ctx, f.label())
 	if err != nil {
 		return nil, gone(err)

@@ -34,6 +34,7 @@ func (n *Node) Disk(ctx context.Context, disk string) (admin.Disk, error) {
 	}
 	p := n.people()
 	n.hear(ctx, &p, d)
+	n.measure(ctx, &p, d)
 	return n.show(p, d), nil
 }
 
@@ -67,11 +68,11 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 		if d.Conflict() {
 			out.Why = fmt.Sprintf("it has %d histories after forced takeovers; pick one: ukai-node disk pick %s", len(d.View), d.Name.Value)
 		}
-		out.Name, out.Histories = d.Name.Value, histories(p, d)
+		out.Name, out.Histories = d.Name.Value, n.histories(p, d)
 		return out
 	}
 	out := n.describe(p, d.Name.Value, rec, d.Rule.Value)
-	out.Created, out.Scrub, out.Histories = d.Born.Stamp.Time(), showScrub(d, &rec), histories(p, d)
+	out.Created, out.Scrub, out.Histories = d.Born.Stamp.Time(), showScrub(d, &rec), n.histories(p, d)
 	out.Warnings = append(out.Warnings, rottenDisk(d)...)
 	switch {
 	case d.Removed.Value:

@@ -20,9 +20,11 @@ type DiskInfo struct {
 	Size      int64 // bytes
 	Created   time.Time
 	Allocated int64 // bytes of it that a replica on this node stores; 0: not known here
+	ReadOnly  bool  // it is a history that the disk does not go on with: see OpenPast
 }
 
-// LiveDisks returns the disks that have a name, in its order. Of disks that share one only the first is there.
+// LiveDisks returns the disks that have a name, in its order. Of disks that share one only the first is there. A disk with several histories is
+// followed by those that it does not go on with.
 func (n *Node) LiveDisks() []DiskInfo {
 	var list []DiskInfo
 	n.mesh.View(func(c *crdt.Catalog) {
@@ -36,20 +38,29 @@ func (n *Node) LiveDisks() []DiskInfo {
 				if rec, ok := d.Record(); ok {
 					list = append(list, DiskInfo{Name: name, ID: id, Size: rec.Size, Created: d.Born.Stamp.Time()})
 				}
+				for _, at := range pasts(d) {
+					if past := pastInfo(d, at); len(c.DisksByName(past.Name)) == 0 {
+						list = append(list, past)
+					}
+				}
 			}
 		}
 	})
 	return list
 }
 
-// StatDisk returns the live disk of a name. Errors match ukai.ErrNotFound, or ukai.ErrExists if several disks have the name.
+// StatDisk returns the live disk of a name, or the history of one. Errors match ukai.ErrNotFound, or ukai.ErrExists if several disks have the name.
 func (n *Node) StatDisk(name string) (info DiskInfo, err error) {
 	n.mesh.View(func(c *crdt.Catalog) {
 		found := c.DisksByName(name)
 		switch len(found) {
 		case 1:
 		case 0:
-			err = fmt.Errorf("disk %q: %w", name, ukai.ErrNotFound)
+			if d, at, ok := pastByName(c, name); ok {
+				info = pastInfo(d, at)
+			} else {
+				err = fmt.Errorf("disk %q: %w", name, ukai.ErrNotFound)
+			}
 			return
 		default:
 			err = fmt.Errorf("disk %q: %w: %d disks have that name; rename one: ukai-node disk rename %v NEW-NAME", name, ukai.ErrExists, len(found), found[1].ID)
@@ -63,7 +74,7 @@ func (n *Node) StatDisk(name string) (info DiskInfo, err error) {
 		}
 		info = DiskInfo{Name: name, ID: d.ID, Size: rec.Size, Created: d.Born.Stamp.Time()}
 	})
-	if err == nil {
+	if err == nil && !info.ReadOnly {
 		for _, bytes := range n.replicas.Allocated(info.ID) {
 			info.Allocated = max(info.Allocated, bytes)
 		}
@@ -76,6 +87,9 @@ func (n *Node) OpenDisk(name string) (*volume.Disk, error) {
 	info, err := n.StatDisk(name)
 	if err != nil {
 		return nil, err
+	}
+	if info.ReadOnly {
+		return nil, fmt.Errorf("disk %s: %w: it is a history that was not picked, and can only be read", name, ukai.ErrPermission)
 	}
 	if err := n.fit(); err != nil {
 		return nil, err

@@ -32,6 +32,18 @@ func (n *Node) admitLineage(ctx context.Context, disk ukai.DiskID, replica ukai.
 	return n.store.Put(ctx, true, store.KV{K: key, V: slices.Clone(forks[len(forks)-1][:])})
 }
 
+// within refuses to read a replica that was last sealed in a history other than these: after one of the forced takeovers, or with base before any.
+func (n *Node) within(disk ukai.DiskID, replica ukai.ReplicaID, forks []ukai.Nonce, base bool) error {
+	had, err := n.store.Get(lineageKey(disk, replica))
+	switch {
+	case err != nil && !errors.Is(err, ukai.ErrNotFound):
+		return err
+	case len(had) == 0 && base, len(had) > 0 && slices.ContainsFunc(forks, func(f ukai.Nonce) bool { return string(f[:]) == string(had) }):
+		return nil
+	}
+	return fmt.Errorf("replica %v: %w: it was never used in this history, or another history of the disk has it now", replica, ukai.ErrRejected)
+}
+
 // removeReplica frees the space of a replica here. The caller knows that nobody needs it.
 func (n *Node) removeReplica(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) error {
 	if err := n.replicas.Shut(ctx, disk, replica); err != nil {

@@ -59,6 +59,10 @@ func diskByName(c *crdt.Catalog, name string, removed bool) (*crdt.Disk, error) 
 	if gone := c.RemovedByName(name); !removed && len(gone) > 0 {
 		return nil, fmt.Errorf("disk %q: %w: it was removed; get it back with: ukai-node disk restore %s", name, ukai.ErrNotFound, name)
 	}
+	if d, at, ok := pastByName(c, name); ok {
+		return nil, fmt.Errorf("%q: %w: it is a history that disk %s does not go on with, and can only be read, or picked: ukai-node disk pick %s %s",
+			name, ukai.ErrPermission, d.Name.Value, d.Name.Value, d.View[at].Tip())
+	}
 	what := "`ukai-node disk ls` lists the disks"
 	if removed {
 		what = "`ukai-node disk ls --removed` lists those that can be restored"
@@ -71,6 +75,7 @@ type people struct {
 	nodes   map[ukai.NodeID]*crdt.Node
 	members map[ukai.NodeID]gossip.Member
 	told    map[ukai.DiskID]volume.Status // by those who hold disks or look after them, see hear
+	space   map[ukai.ReplicaID]int64      // bytes, as nodes told that were asked, see measure
 }
 
 func (n *Node) people() people {

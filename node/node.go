@@ -94,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	}
 	n.cells = newCells(n.id, n.store)
 	n.cells.call, n.cells.ready, n.cells.learn, n.cells.known, n.cells.log = n.call, n.fit, n.learn, n.known, cfg.Log
-	n.replicas = volume.NewReplicas(volume.ReplicasConfig{Node: n.id, Name: cfg.Name, Store: n.store, Log: cfg.Log, Clock: cfg.Boottime, Lineage: n.admitLineage})
+	n.replicas = volume.NewReplicas(volume.ReplicasConfig{Node: n.id, Name: cfg.Name, Store: n.store, Log: cfg.Log, Clock: cfg.Boottime, Lineage: n.admitLineage, Within: n.within})
 	mesh, err := gossip.Open(gossip.Config{
 		Transport: transport{n.wire}, ID: n.id, Info: info, Seeds: cfg.Seeds, Advertise: cfg.Advertise, Resolve: cfg.Resolve,
 		Journal: journal{n.store}, Log: cfg.Log,
@@ -221,10 +221,17 @@ func (n *Node) fit() error {
 	return n.mesh.Quarantined()
 }
 
-// learn hands a committed record to gossip.
+// learn hands a committed record to gossip, and to who holds the disk if it goes on with that history: of another one he would learn that his own
+// was left.
 func (n *Node) learn(rec crdt.Record) error {
+	err := n.mesh.Update(func(c *crdt.Catalog, _ func() crdt.Stamp) (crdt.Delta, error) { return c.PutRecord(rec) })
+	if d, unknown := n.findByID(rec.Disk); unknown == nil && len(d.View) > 1 {
+		if chosen, ok := d.Record(); !ok || chosen.Tip() != rec.Tip() {
+			return err
+		}
+	}
 	n.host.Observe(rec)
-	return n.mesh.Update(func(c *crdt.Catalog, _ func() crdt.Stamp) (crdt.Delta, error) { return c.PutRecord(rec) })
+	return err
 }
 
 // known returns the newest record of a disk that gossip has brought.

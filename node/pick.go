@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -66,6 +65,7 @@ func (n *Node) PickDisk(ctx context.Context, disk string, pick admin.PickDisk) (
 // history returns where in the view of a disk the history is that was named, by the begin of its id or by a node that no other history has an
 // in-sync replica on.
 func (n *Node) history(d *crdt.Disk, name string) (int, error) {
+	name = strings.TrimPrefix(name, d.Name.Value+pastMark)
 	var found []int
 	if id, err := n.nodeID(name); err == nil {
 		for i := range d.View {
@@ -179,37 +179,4 @@ func inSyncNodes(rec *crdt.Record) (ids []ukai.NodeID) {
 		}
 	}
 	return ids
-}
-
-// histories tells of a disk's histories, if it has several. The picked one comes first.
-func histories(p people, d *crdt.Disk) (list []admin.History) {
-	if len(d.View) < 2 {
-		return nil
-	}
-	chosen, ok := d.Record()
-	for i := range d.View {
-		rec := &d.View[i]
-		h := admin.History{
-			ID: rec.Tip(), Picked: ok && rec.Tip() == chosen.Tip(), Forced: len(rec.Lineage), Epoch: rec.Epoch.String(), Version: rec.Version,
-			Attached: rec.Phase == crdt.PhaseActive, Nodes: []admin.NodeRef{},
-		}
-		if !rec.Holder.IsZero() {
-			holder := p.ref(rec.Holder)
-			h.LastHeld = &holder
-		}
-		for _, id := range inSyncNodes(rec) {
-			h.Nodes = append(h.Nodes, p.ref(id))
-		}
-		list = append(list, h)
-	}
-	slices.SortStableFunc(list, func(a, b admin.History) int {
-		switch {
-		case a.Picked == b.Picked:
-			return cmp.Compare(a.ID, b.ID)
-		case a.Picked:
-			return -1
-		}
-		return 1
-	})
-	return list
 }

@@ -20,6 +20,13 @@ type report struct {
 	Mix       *volume.IOMix `cbor:"2,keyasint,omitempty"` // what its guest did with the disk; nil: nothing of late
 	Store     times         `cbor:"3,keyasint"`           // of its store, whatever the disk
 	Peers     []peerTrip    `cbor:"4,keyasint,omitempty"`
+	Replicas  []space       `cbor:"5,keyasint,omitempty"` // that it has of the disk
+}
+
+// space is what a replica takes, in bytes.
+type space struct {
+	Replica ukai.ReplicaID `cbor:"1,keyasint"`
+	Bytes   int64          `cbor:"2,keyasint"`
 }
 
 // times is how long a node's store takes, with volume.SummaryPoints durations each; none where nothing was measured.
@@ -55,8 +62,9 @@ func timesOf(s *volume.Service) (t times) {
 
 // report tells what this node knows about a disk, and how far some nodes are.
 func (n *Node) report(ctx context.Context, disk ukai.DiskID, to []ukai.NodeID) (r report) {
-	for _, bytes := range n.replicas.Allocated(disk) {
+	for id, bytes := range n.replicas.Allocated(disk) {
 		r.Allocated = max(r.Allocated, bytes)
+		r.Replicas = append(r.Replicas, space{id, bytes})
 	}
 	if mix, ok := n.host.IOMix(disk); ok {
 		r.Mix = &mix

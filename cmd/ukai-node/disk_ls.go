@@ -55,6 +55,11 @@ func (a *app) printDisks(disks []admin.Disk, removed bool) {
 				rule += a.colour(yellow, " (not met)")
 			}
 			rows = append(rows, []string{d.Name, formatSize(d.SizeBytes), allocated(d.AllocatedBytes), a.colour(diskColour(d.State), string(d.State)), holderOf(d.Holder), replicaSummary(d), rule})
+			for _, h := range d.Histories {
+				if h.Name != "" {
+					rows = append(rows, historyRow(d, h))
+				}
+			}
 		}
 		a.table([]string{"DISK", ">SIZE", ">ALLOCATED", "STATE", "NODE", "REPLICAS", "RULE"}, rows)
 		names := map[string]int{}
@@ -67,6 +72,18 @@ func (a *app) printDisks(disks []admin.Disk, removed bool) {
 			}
 		}
 	}
+}
+
+// historyRow tells of a history that the disk does not go on with.
+func historyRow(d admin.Disk, h admin.History) []string {
+	space, inSync := int64(-1), 0
+	for _, r := range h.Replicas {
+		space = max(space, r.AllocatedBytes)
+		if r.Role == admin.InSync {
+			inSync++
+		}
+	}
+	return []string{h.Name, formatSize(h.SizeBytes), allocated(space), historyState(d, h), "-", fmt.Sprintf("%d/%d in sync", inSync, len(h.Replicas)), "-"}
 }
 
 // untilText says until when a removed disk can be restored.

@@ -18,10 +18,11 @@ func (a *app) diskPickCommand() *cobra.Command {
 		Short: "Say with which of its histories a disk goes on",
 		Long: `Say with which of its histories a disk goes on that was taken over by force on both sides of a cut. Without HISTORY they are listed.
 
-HISTORY is the begin of an id that is listed, or the name of a node that only that history has an in-sync replica on. Nothing is merged or
-deleted: the other histories are set aside with their replicas, and one of them can be picked later, which sets this one aside. Programs
-that have the disk open get I/O errors and open it anew. A disk with histories set aside that is removed can be restored for ever: its
-space is not given up.`,
+HISTORY is the begin of an id that is listed, the name of its file, or the name of a node that only that history has an in-sync replica on.
+Each history that the disk does not go on with has a file in the mount, NAME~conflict-ID, which can only be read; to decide, look at those.
+Nothing is merged or deleted: the other histories are set aside with their replicas, and one of them can be picked later, which sets this
+one aside. Programs that have the disk open get I/O errors and open it anew. A disk with histories set aside that is removed can be
+restored for ever: its space is not given up.`,
 		Example:           "  ukai-node disk pick vm1\n  ukai-node disk pick vm1 t1 --yes",
 		Args:              between([]string{"the NAME of a disk"}, 2),
 		ValidArgsFunction: a.completeDisk,
@@ -56,22 +57,36 @@ func (a *app) printHistories(d admin.Disk) {
 	}
 	var table [][]string
 	for _, h := range d.Histories {
-		state := "set aside"
-		switch {
-		case h.Picked:
-			state = "picked"
-		case d.State == admin.DiskConflict:
-			state = "conflict"
-		}
 		held := holderOf(h.LastHeld)
 		if h.Attached {
 			held += ", still"
 		}
-		nodes := make([]string, 0, len(h.Nodes))
-		for _, n := range h.Nodes {
-			nodes = append(nodes, n.String())
-		}
-		table = append(table, []string{h.ID, state, strings.Join(nodes, ", "), held, h.Epoch, fmt.Sprint(h.Version)})
+		table = append(table, []string{h.ID, historyState(d, h), dash(h.Name), strings.Join(replicasOf(h), ", "), held, h.Epoch, fmt.Sprint(h.Version)})
 	}
-	a.table([]string{"HISTORY", "STATE", "IN SYNC ON", "LAST HELD BY", "EPOCH", ">VERSION"}, table)
+	a.table([]string{"HISTORY", "STATE", "TO BE READ AS", "REPLICAS", "LAST HELD BY", "EPOCH", ">VERSION"}, table)
+}
+
+func historyState(d admin.Disk, h admin.History) string {
+	switch {
+	case h.Picked:
+		return "picked"
+	case d.State == admin.DiskConflict:
+		return "conflict"
+	}
+	return "set aside"
+}
+
+// replicasOf says where the replicas of a history are, which are not in sync, and what space they take.
+func replicasOf(h admin.History) (list []string) {
+	for _, r := range h.Replicas {
+		text := r.Node.String()
+		if r.Role != admin.InSync {
+			text += " " + string(r.Role)
+		}
+		if r.AllocatedBytes >= 0 {
+			text += " " + formatSize(r.AllocatedBytes)
+		}
+		list = append(list, text)
+	}
+	return list
 }

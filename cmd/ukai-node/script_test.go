@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "rewrite COMMANDS.md, and what scripts e
 //
 //	ukai-node ARGS...        runs the program in this process, at noon of 2026-03-01; "!" before it: it fails
 //	exits CODE ARGS...       the same, and compares the exit code
-//	attach DISK NODE, crash NODE, rot DISK
+//	attach DISK NODE, crash NODE, rot DISK, split DISK
 //	                         change the mesh
 //	[fuse]                   this user may mount
 func TestScripts(t *testing.T) {
@@ -53,6 +53,7 @@ func TestScripts(t *testing.T) {
 			},
 			"attach": func(ts *testscript.TestScript, _ bool, args []string) { mesh(ts).Attach(args[0], args[1]) },
 			"rot":    func(ts *testscript.TestScript, _ bool, args []string) { mesh(ts).Rot(args[0], 2) },
+			"split":  func(ts *testscript.TestScript, _ bool, args []string) { mesh(ts).Split(args[0]) },
 			"crash":  func(ts *testscript.TestScript, _ bool, args []string) { mesh(ts).Kill(args[0]) },
 		},
 	})

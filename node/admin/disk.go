@@ -76,11 +76,15 @@ type History struct {
 	LastHeld *NodeRef  `json:"lastHeld,omitempty" doc:"the node that had the disk attached last"`
 	Attached bool      `json:"attached,omitempty" doc:"that node has it attached still"`
 	Nodes    []NodeRef `json:"nodes" doc:"with replicas in sync"`
+
+	Name      string    `json:"name,omitempty" doc:"of the file in which it can be read; absent: the disk goes on with it"`
+	SizeBytes int64     `json:"sizeBytes" doc:"of the disk in this history"`
+	Replicas  []Replica `json:"replicas" doc:"that its quorum record names; allocatedBytes of those on other nodes are there if one disk is asked for"`
 }
 
 // PickDisk says which history of a disk to go on with.
 type PickDisk struct {
-	History string `json:"history" maxLength:"63" doc:"its id or the begin of it, or the name of a node that only that history has an in-sync replica on"`
+	History string `json:"history" maxLength:"127" doc:"its id or the begin of it, the name of its file, or the name of a node that only that history has an in-sync replica on"`
 }
 
 // Removed says since when a disk is removed and until when it can be restored.

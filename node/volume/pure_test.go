@@ -13,6 +13,7 @@ import (
 
 	"ukai"
 	"ukai/crdt"
+	"ukai/crdt/codec"
 )
 
 func TestGateLetsNobodyInAndIsEmptyOnceClosed(t *testing.T) {
@@ -560,6 +561,10 @@ func FuzzDecodePayloads(f *testing.F) {
 					t.Error("exception for nobody")
 				}
 			}
+		}
+		var past pastRequest
+		if err := codec.Unmarshal(b, &past); err == nil && codec.Unmarshal(encode(past), &past) != nil {
+			t.Error("the request to read a past does not survive")
 		}
 		if list, err := decodeSuspects(b); err == nil {
 			var again []byte

@@ -36,6 +36,9 @@ type ReplicasConfig struct {
 	// Lineage says why a holder whose record descends from these forced takeovers, oldest first, may not seal a replica, or nil; then the replica
 	// is of that lineage. Default: every holder may.
 	Lineage func(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID, forks []ukai.Nonce) error
+	// Within says why a replica is not one that was last sealed by a holder whose record's youngest forced takeover is one of these, or, with
+	// base, that descends from none; nil if it is. Default: every replica is.
+	Within func(disk ukai.DiskID, replica ukai.ReplicaID, forks []ukai.Nonce, base bool) error
 	// Workers is how many reads, writes and hashes run at once. Default 128: enough to keep a disk array busy.
 	Workers int
 }
@@ -114,7 +117,7 @@ type request interface {
 }
 
 // Serve answers one request of a kind in this list: Read, Write, Zero, Discard, Status (of a replica: where data or a hole
-// is), Flush, Resize, Seal, Hello, Heartbeat, Stamps, Hash, Verify, Checksum, Restore, CreateReplica. It does not block: what may wait runs in a goroutine of its own, within bounds.
+// is), Flush, Resize, Seal, Hello, Heartbeat, Stamps, Hash, Verify, Checksum, Restore, ReadPast, CreateReplica. It does not block: what may wait runs in a goroutine of its own, within bounds.
 func (rs *Replicas) Serve(r *wire.Request) { rs.serve(wireRequest{r}) }
 
 func (rs *Replicas) serve(r request) {
@@ -129,7 +132,7 @@ func (rs *Replicas) serve(r request) {
 			}
 		}
 		rs.start(r, &rs.data, maxPendingData, true)
-	case wire.KindRead, wire.KindZero, wire.KindDiscard, wire.KindHash, wire.KindVerify, wire.KindRestore:
+	case wire.KindRead, wire.KindZero, wire.KindDiscard, wire.KindHash, wire.KindVerify, wire.KindRestore, wire.KindReadPast:
 		rs.start(r, &rs.data, maxPendingData, true)
 	default:
 		rs.start(r, &rs.rest, maxPendingRest, false)
@@ -225,6 +228,12 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 		return wire.Reply{}, h.note(rs.ctx, m.Epoch, m.Session, m.Offset, m.Stamp, m.Payload)
 	case wire.KindRestore:
 		return wire.Reply{}, h.restore(m.Epoch, m.Session, m.Payload, m.Offset)
+	case wire.KindReadPast:
+		var req pastRequest
+		if err := codec.Unmarshal(m.Payload, &req); err != nil {
+			return wire.Reply{}, err
+		}
+		return h.readPast(r, m, req)
 	}
 	return wire.Reply{}, fmt.Errorf("request of kind %v to a replica: %w", m.Kind, ukai.ErrUnsupported)
 }

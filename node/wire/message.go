@@ -36,13 +36,14 @@ const (
 	KindVerify        Kind = 23 // hold a replica's data against its checksums
 	KindChecksum      Kind = 24 // note the checksums of a block of a replica
 	KindRestore       Kind = 25 // write back what a replica had and has lost
+	KindReadPast      Kind = 26 // read a replica of a history that its disk does not go on with
 
-	lastKind = KindRestore
+	lastKind = KindReadPast
 )
 
 func kindNames() []string {
 	return []string{"", "ping", "read", "write", "zero", "discard", "flush", "seal", "hello", "heartbeat", "stamps", "hash", "create replica",
-		"retire replica", "forward", "yield", "prepare", "accept", "init", "pull", "copy", "resize", "status", "verify", "checksum", "restore"}
+		"retire replica", "forward", "yield", "prepare", "accept", "init", "pull", "copy", "resize", "status", "verify", "checksum", "restore", "read past"}
 }
 
 // String returns the kind in words.
@@ -107,7 +108,7 @@ func (m *Message) lane(into int) lane {
 	switch {
 	case len(m.Payload) > smallTransfer || into > smallTransfer:
 		return laneBulk
-	case m.Kind == KindRead || m.Kind == KindForward:
+	case m.Kind == KindRead || m.Kind == KindForward || m.Kind == KindReadPast:
 		return laneRead
 	case m.Kind == KindWrite || m.Kind == KindZero || m.Kind == KindDiscard:
 		return laneWrite

@@ -280,7 +280,7 @@ func (s *server) run() error {
 			return &protocolError{fmt.Errorf("reply to %v where a request belongs: %w", h.kind, ukai.ErrInvalid)}
 		}
 		cost := headerSize + h.size
-		if h.kind == KindRead || h.kind == KindForward {
+		if h.kind == KindRead || h.kind == KindForward || h.kind == KindReadPast {
 			cost += min(int(h.count), MaxPayload)
 		}
 		// Here the reader stops when the peer has too much under way. QUIC's flow control then stops the peer.

@@ -9,11 +9,13 @@ import (
 
 	"ukai"
 	"ukai/node/admin"
+	"ukai/node/volume"
 )
 
-// splitDisk makes a disk that t1 and o1 wrote 1 and 2 to, each in a history of its own. busy: both have it attached still.
-func splitDisk(t *testing.T, m *Mesh, busy bool) {
+// splitDisk makes a disk that t1 and o1 wrote 1 and 2 to, each in a history of its own. busy: both have it attached still, as what is returned.
+func splitDisk(t *testing.T, m *Mesh, busy bool) map[string]*volume.Disk {
 	t.Helper()
+	used := map[string]*volume.Disk{}
 	unsafeDisk(t, m, "any:2")
 	m.unused(m.Nodes["t1"], "vm1")
 	m.Cut("tokyo", "osaka")
@@ -25,6 +27,7 @@ func splitDisk(t *testing.T, m *Mesh, busy bool) {
 		}
 		g.write(0, byte(1+i))
 		g.flush()
+		used[name] = m.Nodes[name].Volume("vm1")
 		if !busy {
 			g.detach()
 		}
@@ -40,6 +43,7 @@ func splitDisk(t *testing.T, m *Mesh, busy bool) {
 			return err
 		})
 	}
+	return used
 }
 
 // pick picks a history of vm1, and waits until all nodes know.
@@ -175,5 +179,144 @@ func TestWhenEachSideOfACutPicksItsHistoryOneGoesOnAndNoneIsLost(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		m.pick("o1", ids[0])
 		m.wantOnEach(11)
+	})
+}
+
+// readPast returns the first byte of a block of 4 KiB of a history that vm1 does not go on with.
+func (m *Mesh) readPast(at, name string, block int) (byte, error) {
+	past, err := m.Nodes[at].OpenPast(context.Background(), name)
+	if err != nil {
+		return 0, err
+	}
+	p := make([]byte, 4096)
+	_, err = past.ReadAt(context.Background(), p, int64(block)*4096)
+	return p[0], err
+}
+
+// pastsOf returns the names under which a node shows histories of vm1 in its directory, by the node that they are in sync on.
+func (m *Mesh) pastsOf(at string) map[string]string {
+	m.T.Helper()
+	d, err := m.Nodes[at].Disk(context.Background(), "vm1")
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	shown := map[string]bool{}
+	for _, i := range m.Nodes[at].LiveDisks() {
+		shown[i.Name] = true
+		if want := i.Name != "vm1"; i.ReadOnly != want {
+			m.T.Errorf("%s: it can only be read: %v", i.Name, i.ReadOnly)
+		}
+	}
+	names := map[string]string{}
+	for _, h := range d.Histories {
+		if h.Name != "" {
+			for _, on := range h.Nodes {
+				names[on.Name] = h.Name
+			}
+			if !shown[h.Name] {
+				m.T.Errorf("%s is not among %v", h.Name, shown)
+			}
+			for _, r := range h.Replicas {
+				if r.Role == admin.InSync && r.NodeState == admin.NodeAlive && r.AllocatedBytes <= 0 {
+					m.T.Errorf("%s on %v takes %d bytes", h.Name, r.Node, r.AllocatedBytes)
+				}
+			}
+		}
+	}
+	return names
+}
+
+func TestEachHistoryThatADiskDoesNotGoOnWithCanBeRead(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		splitDisk(t, m, false)
+		read := func(at, name string, want byte) {
+			t.Helper()
+			if got, err := m.readPast(at, name, 0); err != nil || got != want {
+				t.Errorf("%s of %s: %d, want %d: %v", name, at, got, want, err)
+			}
+		}
+		// To decide, both can be looked at.
+		for _, at := range []string{"t1", "o1"} {
+			names := m.pastsOf(at)
+			if len(names) != 2 {
+				t.Fatalf("%s shows %v", at, names)
+			}
+			read(at, names["t1"], 1)
+			read(at, names["o1"], 2)
+		}
+		m.pick("o1", m.pastsOf("o1")["t1"])
+		aside := m.pastsOf("t1")["o1"]
+		if aside == "" || len(m.pastsOf("o1")) != 1 {
+			t.Fatalf("set aside are %v", m.pastsOf("o1"))
+		}
+		// The disk is used meanwhile, and gets a second replica on the node where the other history has its only one.
+		g := m.awaitAttach("t1", "vm1")
+		before := m.Nodes["o1"].Store.Replicas()
+		for i := range byte(20) {
+			g.write(0, 10+i)
+			for _, at := range []string{"t1", "o1"} {
+				read(at, aside, 2)
+			}
+		}
+		m.awaitLocations(m.Nodes["t1"], "vm1", "o1 in sync", "t1 in sync")
+		read("t1", aside, 2)
+		read("o1", aside, 2)
+		g.flush()
+		if got := g.reads(0); got != 29 {
+			t.Errorf("the disk reads %d", got)
+		}
+		for _, was := range before {
+			for _, is := range m.Nodes["o1"].Store.Replicas() {
+				if is.Replica == was.Replica && is.Header.Fence != was.Header.Fence {
+					t.Errorf("reading raised the fence of %v from %v to %v", is.Replica, was.Header.Fence, is.Header.Fence)
+				}
+			}
+		}
+		// No other way leads to it.
+		if _, err := m.Nodes["t1"].OpenDisk(aside); !errors.Is(err, ukai.ErrPermission) {
+			t.Errorf("opened for writing: %v", err)
+		}
+		if _, err := m.Nodes["t1"].RemoveDisk(context.Background(), aside, admin.RemoveDisk{}); !errors.Is(err, ukai.ErrPermission) {
+			t.Errorf("removed as a disk: %v", err)
+		}
+		g.detach()
+		// Who has it open when it is picked in turn does not read what is written from then on.
+		past, err := m.Nodes["t1"].OpenPast(context.Background(), aside)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.pick("t1", aside)
+		g = m.awaitAttach("o1", "vm1")
+		g.write(0, 3)
+		if _, err := past.ReadAt(context.Background(), make([]byte, 512), 0); !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("read after it was picked: %v", err)
+		}
+		g.detach()
+		read("o1", m.pastsOf("o1")["t1"], 29)
+		// Equal replicas stand in for each other.
+		name := m.pastsOf("o1")["t1"]
+		m.Nodes["t1"].Crash()
+		read("o1", name, 29)
+	})
+}
+
+func TestAHolderDoesNotNoticeThatAnotherHistoryIsLookedAt(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		used := splitDisk(t, m, true)
+		for range 3 {
+			time.Sleep(10 * time.Second) // in which each looks for the replica of the other
+			for _, at := range []string{"t1", "o1"} {
+				for _, name := range m.pastsOf(at) {
+					if _, err := m.readPast(at, name, 0); err != nil {
+						t.Errorf("%s on %s: %v", name, at, err)
+					}
+				}
+			}
+		}
+		for name, d := range used {
+			if _, err := d.WriteAt(context.Background(), filled(7), 0); err != nil {
+				t.Errorf("the holder on %s: %v", name, err)
+			}
+		}
 	})
 }

@@ -73,6 +73,25 @@ func (f *Fake) Attach(disk, node string) {
 	d.State, d.Holder, d.Epoch = admin.DiskAttached, &admin.NodeRef{ID: n.ID, Name: n.Name}, "2"
 }
 
+// Split gives a disk two histories of which none was picked, one on each of its first two replicas' nodes.
+func (f *Fake) Split(disk string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.disk(disk)
+	if err != nil || len(d.Replicas) < 2 {
+		panic("no such disk, or too few replicas")
+	}
+	d.State, d.Why = admin.DiskConflict, "it has 2 histories after forced takeovers"
+	for i, r := range d.Replicas[:2] {
+		r.AllocatedBytes = int64(i+1) << 20
+		id := fmt.Sprintf("%x%031x", 0xa+i, i)
+		d.Histories = append(d.Histories, admin.History{
+			ID: id, Forced: 1, Epoch: "1.2", Version: 7, LastHeld: &r.Node, Nodes: []admin.NodeRef{r.Node},
+			Name: d.Name + "~conflict-" + id[:8], SizeBytes: d.SizeBytes, Replicas: []admin.Replica{r},
+		})
+	}
+}
+
 // Rot makes pieces of a disk corrupt.
 func (f *Fake) Rot(disk string, pieces int64) {
 	f.mu.Lock()

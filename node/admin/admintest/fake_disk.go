@@ -130,12 +130,17 @@ func (f *Fake) ForceDisk(_ context.Context, disk string, force admin.ForceDisk) 
 // PickDisk picks the history of that id.
 func (f *Fake) PickDisk(_ context.Context, disk string, p admin.PickDisk) (admin.Disk, error) {
 	return f.change(disk, func(d *admin.Disk) error {
-		at := slices.IndexFunc(d.Histories, func(h admin.History) bool { return h.ID == p.History })
+		at := slices.IndexFunc(d.Histories, func(h admin.History) bool {
+			return h.ID == p.History || len(h.Nodes) == 1 && h.Nodes[0].Name == p.History
+		})
 		if at < 0 {
 			return fmt.Errorf("history %q: %w", p.History, ukai.ErrNotFound)
 		}
 		for i := range d.Histories {
-			d.Histories[i].Picked = i == at
+			h := &d.Histories[i]
+			if h.Picked, h.Name = i == at, d.Name+"~conflict-"+h.ID[:8]; h.Picked {
+				h.Name = ""
+			}
 		}
 		d.State, d.Why = admin.DiskIdle, ""
 		return nil
