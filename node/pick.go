@@ -132,18 +132,18 @@ func wentOn(rec *crdt.Record) bool {
 	return n == 0 || rec.Version > rec.Lineage[n-1].Version+1
 }
 
-// passInstances begins instances of a quorum record until it has passed those of the other histories. Where an arbiter of theirs becomes
-// one of this, it must not find that instance taken.
-func (n *Node) passInstances(ctx context.Context, rec crdt.Record, others []crdt.Record) (err error) {
+// passInstances begins an instance of a quorum record that has passed those of the other histories. Where an arbiter of theirs is or becomes one of
+// this, it must not find that instance taken.
+func (n *Node) passInstances(ctx context.Context, rec crdt.Record, others []crdt.Record) error {
+	change := cell.Rearb{Instance: rec.Instance, Arbiters: rec.Arbiters, Quorum: rec.Quorum, Preferred: rec.Preferred}
 	for i := range others {
-		for rec.Instance <= others[i].Instance {
-			change := cell.Rearb{Instance: rec.Instance, Arbiters: rec.Arbiters, Quorum: rec.Quorum, Preferred: rec.Preferred}
-			if rec, err = n.cells.proposeAt(ctx, rec, change); err != nil {
-				return err
-			}
-		}
+		change.Beyond = max(change.Beyond, others[i].Instance)
 	}
-	return nil
+	if rec.Instance > change.Beyond {
+		return nil
+	}
+	_, err := n.cells.proposeAt(ctx, rec, change)
+	return err
 }
 
 // tips returns the value of crdt.PolicyPicked. Histories that were set aside before stay so, though this node may not have them.

@@ -169,7 +169,7 @@ func UnmarshalAcceptor(self ukai.NodeID, data []byte) (*Acceptor, error) {
 		if err := fits(rec, s.Disk, fork(rec)); err != nil {
 			return nil, fmt.Errorf("arbiter's state: %w: %w", ukai.ErrCorrupt, err)
 		}
-		if final := rec.Instance == s.Instance+1; !final && (s.Closed || rec.Instance != s.Instance) {
+		if final := rec.Instance > s.Instance; !final && (s.Closed || rec.Instance != s.Instance) {
 			return nil, fmt.Errorf("arbiter's state of disk %v: %w: instance %d holds a record of instance %d", s.Disk, ukai.ErrCorrupt, s.Instance, rec.Instance)
 		}
 	}

@@ -16,7 +16,12 @@ type Rearb struct {
 	Quorum   crdt.Quorum
 	// Preferred is the node that decides alone, with Quorum PreferredNode: then it is the only arbiter.
 	Preferred ukai.NodeID
+	// Beyond is an instance that the next one's number must be above: an arbiter of that may have one of another history of the disk. 0: that of
+	// this one is enough.
+	Beyond uint32
 }
+
+func (c Rearb) next() uint32 { return max(c.Instance, c.Beyond) + 1 }
 
 // Apply implements Change.
 func (c Rearb) Apply(rec crdt.Record) (crdt.Record, error) {
@@ -29,17 +34,17 @@ func (c Rearb) Apply(rec crdt.Record) (crdt.Record, error) {
 	if err := wantPreferred(c, c.Arbiters, c.Quorum, c.Preferred); err != nil {
 		return rec, err
 	}
-	if rec.Instance == ^uint32(0) {
-		return rec, reject(c, "instance %d is the last one", rec.Instance)
+	if max(rec.Instance, c.Beyond) == ^uint32(0) {
+		return rec, reject(c, "instance %d is the last one", ^uint32(0))
 	}
-	rec.Instance++
+	rec.Instance = c.next()
 	rec.Arbiters, rec.Quorum, rec.Preferred = sorted(c.Arbiters), c.Quorum, c.Preferred
 	return finish(c, rec)
 }
 
 // Done implements Change.
 func (c Rearb) Done(rec crdt.Record) bool {
-	return rec.Instance == c.Instance+1 && slices.Equal(rec.Arbiters, sorted(c.Arbiters)) && rec.Quorum == c.Quorum && rec.Preferred == c.Preferred
+	return rec.Instance == c.next() && slices.Equal(rec.Arbiters, sorted(c.Arbiters)) && rec.Quorum == c.Quorum && rec.Preferred == c.Preferred
 }
 
 func (c Rearb) String() string {

@@ -27,7 +27,7 @@ func apply(c Change, rec *crdt.Record) (crdt.Record, error) {
 		return crdt.Record{}, err
 	}
 	if next.Disk != rec.Disk || next.Version != rec.Version+1 || fork(&next) != fork(rec) || next.Epoch < rec.Epoch ||
-		next.Instance != rec.Instance && next.Instance != rec.Instance+1 {
+		next.Instance < rec.Instance {
 		return crdt.Record{}, reject(c, "its result does not follow version %d of the record", rec.Version)
 	}
 	return next, nil

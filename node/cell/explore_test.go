@@ -32,7 +32,11 @@ type scenario struct {
 	proposers []role
 	retries   int
 	mutation  string
+	beyond    uint32 // the second instance is the one after this, 0: instance 1
 }
+
+// slot says which of the two instances a number is of.
+func slot(instance uint32) int { return min(int(instance), 1) }
 
 type role struct {
 	node int
@@ -163,7 +167,7 @@ func (x *explorer) start() *world {
 	w := &world{}
 	for instance, set := range x.s.sets {
 		for _, n := range set {
-			a := NewAcceptor(node(n), testDisk, uint32(instance))
+			a := NewAcceptor(node(n), testDisk, uint32(instance)*(1+x.s.beyond))
 			if instance == 0 && n != x.s.late {
 				a.s.Accepted = x.first
 			}
@@ -176,7 +180,7 @@ func (x *explorer) start() *world {
 		case "change":
 			change = tagged{who: byte(i + 1)}
 		case "rearb":
-			change = tagged{who: byte(i + 1), inner: Rearb{Arbiters: nodes(x.s.sets[1]...)}}
+			change = tagged{who: byte(i + 1), inner: Rearb{Arbiters: nodes(x.s.sets[1]...), Beyond: x.s.beyond}}
 		}
 		p := NewProposer(node(r.node), Where(*x.first), change)
 		if x.s.mutation == "minority" {
@@ -263,7 +267,7 @@ func (x *explorer) settle(w *world, i int) {
 // ask steps a copy of the acceptor that a request goes to.
 func (x *explorer) ask(w *world, n uint16) (acceptorState, Reply, bool) {
 	m := x.network[n].m
-	state := w.acceptors[m.Request.Instance][m.To[0]]
+	state := w.acceptors[slot(m.Request.Instance)][m.To[0]]
 	if state.Format == 0 {
 		return state, Reply{}, false
 	}
@@ -287,9 +291,9 @@ func (x *explorer) ask(w *world, n uint16) (acceptorState, Reply, bool) {
 func (x *explorer) deliver(w *world, n uint16, state acceptorState, rep Reply) {
 	m := x.network[n].m
 	r := m.Request
-	w.acceptors[r.Instance][m.To[0]] = state
+	w.acceptors[slot(r.Instance)][m.To[0]] = state
 	if r.Kind == Accept && rep.Answer == Accepted {
-		x.count(w, vote{uint8(r.Instance), m.To[0], uint16(r.Ballot.Counter), r.Ballot.Node[0], x.number(r.Record)})
+		x.count(w, vote{uint8(slot(r.Instance)), m.To[0], uint16(r.Ballot.Counter), r.Ballot.Node[0], x.number(r.Record)})
 	}
 }
 
@@ -396,7 +400,7 @@ func (x *explorer) next(w *world, yield func(*world, func() string)) {
 			}
 		}
 		from := w
-		if state != w.acceptors[e.m.Request.Instance][e.m.To[0]] {
+		if state != w.acceptors[slot(e.m.Request.Instance)][e.m.To[0]] {
 			from = w.clone()
 			x.deliver(from, m, state, rep)
 			yield(from, text(", reply lost"))
@@ -620,6 +624,7 @@ func TestEveryOrderOfMessagesKeepsOneChain(t *testing.T) {
 		{name: "two attempts of one node", proposers: twins},
 		{name: "a change and a read", proposers: reader, retries: 1},
 		{name: "arbiters replaced", proposers: rearber},
+		{name: "arbiters replaced, of a later instance", proposers: rearber, beyond: 2},
 		{name: "an arbiter that missed its INIT", proposers: reader, late: 3},
 	} {
 		t.Run(s.name, func(t *testing.T) {
@@ -637,6 +642,7 @@ func TestEveryOrderOfMessagesKeepsOneChain(t *testing.T) {
 var everything = []scenario{
 	{name: "all at once", sets: apart, proposers: crowd, retries: 4},
 	{name: "all at once, an arbiter missed its INIT", sets: apart, proposers: crowd, retries: 4, late: 2},
+	{name: "all at once, of a later instance", sets: apart, proposers: crowd, retries: 4, beyond: 3},
 	{name: "arbiters kept in part", sets: [2][]int{{1, 2, 3}, {2, 3, 4}}, proposers: crowd, retries: 3},
 	{name: "two attempts and a read", sets: apart, proposers: trio, retries: 2},
 }
@@ -669,6 +675,8 @@ func TestBrokenRulesAreFound(t *testing.T) {
 		{mutation: "inituncommitted", proposers: rearbers, retries: 1},
 		{mutation: "builtonfinal", proposers: rearbers, retries: 1},
 		{mutation: "initagain", proposers: rearbers, retries: 1},
+		{mutation: "inituncommitted", proposers: rearbers, retries: 1, beyond: 3},
+		{mutation: "builtonfinal", proposers: rearbers, retries: 1, beyond: 3},
 	} {
 		t.Run(s.mutation, func(t *testing.T) {
 			s.sets = apart

@@ -104,9 +104,8 @@ func (r Request) Check() error {
 	if err := fits(r.Record, r.Disk, r.Fork); err != nil {
 		return fmt.Errorf("%v: %w", r.Kind, err)
 	}
-	next := r.Instance + 1
 	switch in := r.Record.Instance; {
-	case r.Kind == Accept && (in == r.Instance || in == next), r.Kind == Init && in == r.Instance, r.Kind == Close && in == next:
+	case r.Kind == Accept && in >= r.Instance, r.Kind == Init && in == r.Instance, r.Kind == Close && in > r.Instance:
 		return nil
 	}
 	return fmt.Errorf("%v of instance %d: %w: carries a record of instance %d", r.Kind, r.Instance, ukai.ErrInvalid, r.Record.Instance)
@@ -175,8 +174,7 @@ func (r Reply) Check() error {
 	if err := fits(r.Record, r.Disk, fork(r.Record)); err != nil {
 		return fmt.Errorf("%v: %w", r.Answer, err)
 	}
-	next := r.Instance + 1
-	if in := r.Record.Instance; in != next && (r.Answer == Final || in != r.Instance) {
+	if in := r.Record.Instance; in < r.Instance || r.Answer == Final && in == r.Instance {
 		return fmt.Errorf("%v of instance %d: %w: carries a record of instance %d", r.Answer, r.Instance, ukai.ErrInvalid, in)
 	}
 	return nil

@@ -92,7 +92,7 @@ func (h *hosted) seal(ctx context.Context, epoch ukai.Epoch, req sealRequest) (s
 		return sealReply{}, &ukai.FencedError{Epoch: f.epoch}
 	}
 	if admit := h.rs.cfg.Lineage; admit != nil {
-		if err := admit(ctx, h.key.disk, h.key.replica, req.Forks); err != nil {
+		if err := admit(ctx, h.key.disk, h.key.replica, req.lineage()); err != nil {
 			return sealReply{}, err
 		}
 	}

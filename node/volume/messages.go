@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"time"
 
 	"ukai"
@@ -20,13 +21,28 @@ type sealRequest struct {
 	Nonce   ukai.Nonce `cbor:"1,keyasint"` // of the claim
 	Version uint64     `cbor:"2,keyasint"` // of the record the claim committed, or of a newer one of the same epoch
 	Size    int64      `cbor:"3,keyasint"` // of the disk: a replica that missed a growth catches up
-	// Forks are the forced takeovers that the record descends from, oldest first.
+	// Forks are the forced takeovers that the record descends from, oldest first, for nodes that do not know Lineage.
 	Forks []ukai.Nonce `cbor:"4,keyasint,omitempty"`
+	// Lineage is the same, with the record that each left from.
+	Lineage []crdt.Fork `cbor:"5,keyasint,omitempty"`
+}
+
+// lineage returns the forced takeovers that the holder's record descends from. Where an old release does not say which record one left from, that
+// is the last there can be.
+func (r *sealRequest) lineage() []crdt.Fork {
+	if len(r.Lineage) == len(r.Forks) {
+		return r.Lineage
+	}
+	list := make([]crdt.Fork, len(r.Forks))
+	for i, id := range r.Forks {
+		list[i] = crdt.Fork{ID: id, Instance: math.MaxUint32, Version: math.MaxUint64}
+	}
+	return list
 }
 
 // newSeal returns the request to seal a replica for the holder that a record names.
 func newSeal(nonce ukai.Nonce, rec *crdt.Record) sealRequest {
-	req := sealRequest{Nonce: nonce, Version: rec.Version, Size: rec.Size}
+	req := sealRequest{Nonce: nonce, Version: rec.Version, Size: rec.Size, Lineage: rec.Lineage}
 	for _, f := range rec.Lineage {
 		req.Forks = append(req.Forks, f.ID)
 	}

@@ -35,7 +35,7 @@ type ReplicasConfig struct {
 	Clock func() time.Duration
 	// Lineage says why a holder whose record descends from these forced takeovers, oldest first, may not seal a replica, or nil; then the replica
 	// is of that lineage. Default: every holder may.
-	Lineage func(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID, forks []ukai.Nonce) error
+	Lineage func(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID, lineage []crdt.Fork) error
 	// Within says why a replica is not one that was last sealed by a holder whose record's youngest forced takeover is one of these, or, with
 	// base, that descends from none; nil if it is. Default: every replica is.
 	Within func(disk ukai.DiskID, replica ukai.ReplicaID, forks []ukai.Nonce, base bool) error

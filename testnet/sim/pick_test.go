@@ -320,3 +320,37 @@ func TestAHolderDoesNotNoticeThatAnotherHistoryIsLookedAt(t *testing.T) {
 		}
 	})
 }
+
+// Where one side of a cut has the majority and goes on, and a survivor on the other forces the disk, the two histories are one and its parent.
+func TestAHistoryThatWentOnWithoutBeingForcedIsNotCopiedOver(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		splitDisk(t, m, false)
+		time.Sleep(time.Minute)
+		names := m.pastsOf("t2")
+		for on, want := range map[string]byte{"t1": 1, "o1": 2} {
+			if got, err := m.readPast("t2", names[on], 0); err != nil || got != want {
+				t.Errorf("the history on %s has %d, want %d: %v", on, got, want, err)
+			}
+		}
+		m.pick("t2", "t1")
+		g := m.awaitAttach("t2", "vm1")
+		if got := g.reads(0); got != 1 {
+			t.Errorf("it reads %d", got)
+		}
+		g.write(0, 5)
+		g.flush()
+		g.detach()
+		m.pick("t2", "o1")
+		g = m.awaitAttach("t2", "vm1")
+		if got := g.reads(0); got != 2 {
+			t.Errorf("the other one reads %d", got)
+		}
+		g.detach()
+		m.pick("t2", "t1")
+		g = m.awaitAttach("t1", "vm1")
+		if got := g.reads(0); got != 5 {
+			t.Errorf("picked again it reads %d", got)
+		}
+		g.detach()
+	})
+}
