@@ -3,6 +3,7 @@ package crdt
 import (
 	"encoding/hex"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -80,4 +81,18 @@ func (d *Disk) Aside() (aside []Record, whole bool) {
 		}
 	}
 	return aside, true
+}
+
+// DiscardPolicy is the policy of a disk that says that one of its histories, by its tip, is given up for good: up to which count of forced
+// takeovers in its epoch, in decimal. Who picks a history or forces it raises that count, and so takes back what was said before.
+func DiscardPolicy(tip string) string { return "discarded-" + tip }
+
+// Discarded says whether a history that the disk does not go on with is given up for good, and up to which count of forced takeovers.
+func (d *Disk) Discarded(rec *Record) (upTo uint64, ok bool) {
+	at := d.chosen()
+	if at < 0 || len(d.View) < 2 || d.View[at].Tip() == rec.Tip() {
+		return 0, false
+	}
+	upTo, err := strconv.ParseUint(d.Policy[DiscardPolicy(rec.Tip())].Value, 10, 64)
+	return upTo, err == nil && rec.Epoch.Forced() <= upTo
 }

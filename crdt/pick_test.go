@@ -57,3 +57,46 @@ func TestTheRecordOfADiskIsThatOfThePickedHistory(t *testing.T) {
 		}
 	}
 }
+
+func TestAHistoryIsGivenUpUntilItIsPickedOrForcedAgain(t *testing.T) {
+	history := func(forced uint64, ids ...byte) (r Record) {
+		r.Epoch = ukai.NewEpoch(forced, 7)
+		for i, id := range ids {
+			r.Lineage = append(r.Lineage, Fork{ID: ukai.Nonce{id}, Version: uint64(i + 1)})
+		}
+		return r
+	}
+	a, b := history(1, 1), history(1, 2)
+	for _, c := range []struct {
+		what   string
+		view   []Record
+		picked []Record
+		mark   string
+		want   bool
+	}{
+		{"it was set aside and given up", []Record{a, b}, []Record{a, b}, "1", true},
+		{"nobody gave it up", []Record{a, b}, []Record{a, b}, "", false},
+		{"none was picked", []Record{a, b}, nil, "1", false},
+		{"the disk goes on with it", []Record{a, b}, []Record{b, a}, "1", false},
+		{"it is the only one", []Record{b}, []Record{b, a}, "1", false},
+		{"it was picked since, and set aside again", []Record{a, history(2, 2)}, []Record{a, b}, "1", false},
+		{"that was given up, too", []Record{a, history(2, 2)}, []Record{a, b}, "2", true},
+		{"it was forced since", []Record{a, history(2, 2, 3)}, []Record{a, b}, "1", false},
+		{"what a newer release says", []Record{a, b}, []Record{a, b}, "1 and more", false},
+	} {
+		var tips []string
+		for _, r := range c.picked {
+			tips = append(tips, r.Tip())
+		}
+		d := Disk{View: c.view, Policy: map[string]Register[string]{
+			PolicyPicked: {Value: strings.Join(tips, " ")}, DiscardPolicy(b.Tip()): {Value: c.mark},
+		}}
+		last := &c.view[len(c.view)-1]
+		if _, got := d.Discarded(last); got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+		if err := ukai.CheckName("policy", DiscardPolicy(last.Tip())); err != nil {
+			t.Error(err)
+		}
+	}
+}

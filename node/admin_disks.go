@@ -344,6 +344,9 @@ func (n *Node) RemoveDisk(ctx context.Context, disk string, r admin.RemoveDisk) 
 	if seconds < 0 || seconds > int64(maxGrace/time.Second) {
 		return admin.Disk{}, fmt.Errorf("remove disk %s: grace of %d seconds: %w: from 0 to %d", d.Name.Value, seconds, ukai.ErrInvalid, int64(maxGrace/time.Second))
 	}
+	if kept, _ := asideKept(d); seconds == 0 && len(kept) > 0 {
+		return admin.Disk{}, fmt.Errorf("remove disk %s for good: %w", name, &declined{fmt.Sprintf("it has %d histories that were set aside: first ukai-node disk discard %s %s", len(kept), name, kept[0].Tip())})
+	}
 	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
 		policy, err := c.SetPolicy(d.ID, policyGrace, strconv.FormatInt(seconds, 10), stamp())
 		if err != nil {

@@ -41,7 +41,7 @@ func (n *Node) collect() {
 			return
 		case <-tick.C:
 		}
-		for _, work := range []func(context.Context){n.deleteExpired, n.deleteReplicas, n.retireReplicas} {
+		for _, work := range []func(context.Context){n.endDiscarded, n.deleteExpired, n.deleteReplicas, n.retireReplicas} {
 			ctx, cancel := context.WithTimeout(n.ctx, collectEvery)
 			work(ctx)
 			cancel()
@@ -60,7 +60,7 @@ func (n *Node) deleteExpired(ctx context.Context) {
 	var due []*crdt.Disk
 	n.mesh.View(func(c *crdt.Catalog) {
 		for d := range c.Disks() {
-			if len(d.View) > 1 || len(d.Picked()) > 0 {
+			if kept, whole := asideKept(d); len(kept) > 0 || !whole {
 				continue // the other histories of it would be deleted without having been asked for: it stays removed, and can be restored
 			}
 			if rec, ok := d.Record(); ok && expired(d) && slices.Contains(rec.Arbiters, n.id) {

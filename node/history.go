@@ -43,7 +43,7 @@ func pasts(d *crdt.Disk) (list []int) {
 	chosen, decided := d.Record()
 	for i := range d.View {
 		rec := &d.View[i]
-		if rec.Phase != crdt.PhaseDeleted && !(decided && rec.Tip() == chosen.Tip()) {
+		if _, given := d.Discarded(rec); !given && rec.Phase != crdt.PhaseDeleted && !(decided && rec.Tip() == chosen.Tip()) {
 			list = append(list, i)
 		}
 	}
@@ -150,7 +150,8 @@ func (p *Past) Facts() map[string]string {
 	}
 }
 
-// histories tells of a disk's histories, if it has several. The picked one comes first.
+// histories tells of a disk's histories, if it has several. The picked one comes first, and those that have ended are left out when no replica of them
+// is known.
 func (n *Node) histories(p people, d *crdt.Disk) (list []admin.History) {
 	if len(d.View) < 2 {
 		return nil
@@ -166,6 +167,8 @@ func (n *Node) histories(p people, d *crdt.Disk) (list []admin.History) {
 		if slices.Contains(pasts(d), i) {
 			h.Name = pastName(d, i)
 		}
+		h.Ended = rec.Phase == crdt.PhaseDeleted
+		_, h.Discarded = d.Discarded(rec)
 		if !rec.Holder.IsZero() {
 			holder := p.ref(rec.Holder)
 			h.LastHeld = &holder
@@ -182,7 +185,15 @@ func (n *Node) histories(p people, d *crdt.Disk) (list []admin.History) {
 				h.Replicas = append(h.Replicas, r)
 			}
 		}
-		list = append(list, h)
+		if h.Ended { // what is left of it
+			h.Replicas = slices.DeleteFunc(h.Replicas, func(r admin.Replica) bool { return r.AllocatedBytes < 0 || ok && names(chosen, r.ID) })
+		}
+		if !h.Ended || len(h.Replicas) > 0 {
+			list = append(list, h)
+		}
+	}
+	if len(list) < 2 {
+		return nil
 	}
 	slices.SortStableFunc(list, func(a, b admin.History) int {
 		switch {

@@ -60,8 +60,8 @@ func diskByName(c *crdt.Catalog, name string, removed bool) (*crdt.Disk, error) 
 		return nil, fmt.Errorf("disk %q: %w: it was removed; get it back with: ukai-node disk restore %s", name, ukai.ErrNotFound, name)
 	}
 	if d, at, ok := pastByName(c, name); ok {
-		return nil, fmt.Errorf("%q: %w: it is a history that disk %s does not go on with, and can only be read, or picked: ukai-node disk pick %s %s",
-			name, ukai.ErrPermission, d.Name.Value, d.Name.Value, d.View[at].Tip())
+		return nil, fmt.Errorf("%q: %w: it is a history that disk %s does not go on with, and can only be read, picked (ukai-node disk pick %[3]s %[4]s) or given up (ukai-node disk discard %[3]s %[4]s)",
+			name, ukai.ErrPermission, d.Name.Value, d.View[at].Tip())
 	}
 	what := "`ukai-node disk ls` lists the disks"
 	if removed {

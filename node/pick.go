@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -39,6 +40,9 @@ func (n *Node) PickDisk(ctx context.Context, disk string, pick admin.PickDisk) (
 		return n.Disk(ctx, d.ID.String()) // it is picked, or the only one
 	}
 	picked := d.View[at]
+	if picked.Phase == crdt.PhaseDeleted {
+		return fail(fmt.Errorf("history %s: %w: it was discarded", picked.Tip(), ukai.ErrNotFound))
+	}
 	others := slices.Delete(slices.Clone(d.View), at, at+1)
 	n.refresh(ctx, others)
 	if picked, err = n.cells.proposeAt(ctx, picked, cell.Identity{}); err != nil {
@@ -160,14 +164,28 @@ func tips(d *crdt.Disk, picked crdt.Record, others []crdt.Record) []string {
 	return list
 }
 
-// setAside says whether a replica here belongs to a history that was set aside, or may.
+// setAside says whether a replica here belongs to a history that was set aside, or may, because it was last sealed in one that is not known here.
 func (n *Node) setAside(disk ukai.DiskID, replica ukai.ReplicaID) bool {
 	d, err := n.findByID(disk)
 	if err != nil {
 		return false
 	}
+	if keeps, whole := asideKept(d); !whole || slices.ContainsFunc(keeps, func(rec crdt.Record) bool { return names(rec, replica) }) {
+		return true
+	}
+	had, err := n.store.Get(lineageKey(disk, replica))
+	if errors.Is(err, ukai.ErrNotFound) || err == nil && len(had) == 0 {
+		return false
+	}
+	return err != nil || !slices.ContainsFunc(d.View, func(rec crdt.Record) bool {
+		return slices.ContainsFunc(rec.Lineage, func(f crdt.Fork) bool { return string(f.ID[:]) == string(had) })
+	})
+}
+
+// asideKept returns the histories that were set aside and have not ended, and whether all that were are known.
+func asideKept(d *crdt.Disk) (kept []crdt.Record, whole bool) {
 	aside, whole := d.Aside()
-	return !whole || slices.ContainsFunc(aside, func(rec crdt.Record) bool { return names(rec, replica) })
+	return slices.DeleteFunc(aside, func(rec crdt.Record) bool { return rec.Phase == crdt.PhaseDeleted }), whole
 }
 
 func inSyncNodes(rec *crdt.Record) (ids []ukai.NodeID) {

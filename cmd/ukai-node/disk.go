@@ -16,7 +16,7 @@ import (
 func (a *app) diskCommand() *cobra.Command {
 	return group("disk", "Create, list, grow, rename, set, remove, restore and take over disks",
 		a.diskCreateCommand(), a.diskLsCommand(), a.diskShowCommand(), a.diskMapCommand(), a.diskResizeCommand(), a.diskRenameCommand(), a.diskSetCommand(), a.diskRmCommand(), a.diskRestoreCommand(), a.diskTakeoverCommand(),
-		a.diskQuorumCommand(), a.diskForceCommand(), a.diskPickCommand())
+		a.diskQuorumCommand(), a.diskForceCommand(), a.diskPickCommand(), a.diskDiscardCommand())
 }
 
 // changeDisk runs a change of one disk and prints the disk after it.

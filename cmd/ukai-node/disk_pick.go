@@ -22,7 +22,7 @@ HISTORY is the begin of an id that is listed, the name of its file, or the name 
 Each history that the disk does not go on with has a file in the mount, NAME~conflict-ID, which can only be read; to decide, look at those.
 Nothing is merged or deleted: the other histories are set aside with their replicas, and one of them can be picked later, which sets this
 one aside. Programs that have the disk open get I/O errors and open it anew. A disk with histories set aside that is removed can be
-restored for ever: its space is not given up.`,
+restored for ever; their space is given up by disk discard alone.`,
 		Example:           "  ukai-node disk pick vm1\n  ukai-node disk pick vm1 t1 --yes",
 		Args:              between([]string{"the NAME of a disk"}, 2),
 		ValidArgsFunction: a.completeDisk,
@@ -70,6 +70,10 @@ func historyState(d admin.Disk, h admin.History) string {
 	switch {
 	case h.Picked:
 		return "picked"
+	case h.Ended:
+		return "discarded, being freed"
+	case h.Discarded:
+		return "discarded, awaits its arbiters"
 	case d.State == admin.DiskConflict:
 		return "conflict"
 	}

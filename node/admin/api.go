@@ -93,6 +93,9 @@ type Backend interface {
 	// PickDisk says with which of its histories a disk with several goes on. The others are set aside and kept; one of them may be picked later.
 	// No such history, or too few of its arbiters answer: ukai.ErrNotFound, ukai.ErrNoQuorum.
 	PickDisk(ctx context.Context, disk string, p PickDisk) (Disk, error)
+	// DiscardHistory gives up a history that a disk does not go on with; the space of its replicas is freed later. The disk goes on with it, or that is
+	// not decided: ukai.ErrRejected.
+	DiscardHistory(ctx context.Context, disk string, d DiscardHistory) (Disk, error)
 	// ScrubDisk has whoever looks after a disk read all of it, compare its copies, and repair what cannot be read or has rotted. It returns when
 	// that is asked for; Disk.Scrub tells how far it is.
 	ScrubDisk(ctx context.Context, disk string, s ScrubDisk) (Disk, error)

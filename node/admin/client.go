@@ -204,6 +204,11 @@ func (c *Client) PickDisk(ctx context.Context, disk string, p PickDisk) (Disk, e
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/pick", p)
 }
 
+// DiscardHistory is Backend.DiscardHistory.
+func (c *Client) DiscardHistory(ctx context.Context, disk string, d DiscardHistory) (Disk, error) {
+	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/discard", d)
+}
+
 // ScrubDisk is Backend.ScrubDisk.
 func (c *Client) ScrubDisk(ctx context.Context, disk string, s ScrubDisk) (Disk, error) {
 	return askDisk[Disk](ctx, c, http.MethodPost, disk, "/scrub", s)

@@ -77,14 +77,21 @@ type History struct {
 	Attached bool      `json:"attached,omitempty" doc:"that node has it attached still"`
 	Nodes    []NodeRef `json:"nodes" doc:"with replicas in sync"`
 
-	Name      string    `json:"name,omitempty" doc:"of the file in which it can be read; absent: the disk goes on with it"`
+	Name      string    `json:"name,omitempty" doc:"of the file in which it can be read; absent: the disk goes on with it, or it was given up"`
 	SizeBytes int64     `json:"sizeBytes" doc:"of the disk in this history"`
 	Replicas  []Replica `json:"replicas" doc:"that its quorum record names; allocatedBytes of those on other nodes are there if one disk is asked for"`
+	Discarded bool      `json:"discarded,omitempty" doc:"it was given up for good"`
+	Ended     bool      `json:"ended,omitempty" doc:"most of its arbiters have noted that it was given up; it is told of as long as there are replicas of it"`
 }
 
 // PickDisk says which history of a disk to go on with.
 type PickDisk struct {
 	History string `json:"history" maxLength:"127" doc:"its id or the begin of it, the name of its file, or the name of a node that only that history has an in-sync replica on"`
+}
+
+// DiscardHistory says which history of a disk to give up for good.
+type DiscardHistory struct {
+	History string `json:"history" maxLength:"127" doc:"as for a pick"`
 }
 
 // Removed says since when a disk is removed and until when it can be restored.

@@ -224,6 +224,13 @@ func (s *Server) routes(api huma.API) {
 		}) (*answer[Disk], error) {
 			return reply(b.PickDisk(ctx, in.Disk, in.Body))
 		})
+	huma.Register(api, op("disk-discard", http.MethodPost, "/v1/disks/{disk}/discard", "Give up a history that a disk does not go on with"),
+		func(ctx context.Context, in *struct {
+			DiskPath
+			Body DiscardHistory
+		}) (*answer[Disk], error) {
+			return reply(b.DiscardHistory(ctx, in.Disk, in.Body))
+		})
 	huma.Register(api, op("disk-scrub", http.MethodPost, "/v1/disks/{disk}/scrub", "Look for corruption in a disk, and repair it"),
 		func(ctx context.Context, in *struct {
 			DiskPath

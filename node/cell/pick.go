@@ -47,3 +47,27 @@ func (c Pick) Apply(rec crdt.Record) (crdt.Record, error) {
 func (c Pick) Done(rec crdt.Record) bool { return rec.Epoch == c.Epoch && rec.Nonce == c.Nonce }
 
 func (c Pick) String() string { return "pick by node " + c.Node.Short() }
+
+// Discard ends a history of a disk for good, whoever holds it, as Delete does a disk. It was given up when no more than so many takeovers
+// had been forced in it; one that was picked or forced since has more, and goes on.
+type Discard struct{ Forced uint64 }
+
+// Apply implements Change.
+func (c Discard) Apply(rec crdt.Record) (crdt.Record, error) {
+	if err := wantAlive(c, &rec); err != nil {
+		return rec, err
+	}
+	if is := rec.Epoch.Forced(); is > c.Forced {
+		return rec, reject(c, "the history was picked or forced since: %d takeovers were, up to %d were given up", is, c.Forced)
+	}
+	if len(rec.Pins) > 0 {
+		return rec, reject(c, "%d clones need it, the first is disk %v: delete them first", len(rec.Pins), rec.Pins[0])
+	}
+	rec.Phase, rec.Epoch, rec.Ahead = crdt.PhaseDeleted, lastEpoch(rec.Epoch), 0
+	return finish(c, rec)
+}
+
+// Done implements Change.
+func (c Discard) Done(rec crdt.Record) bool { return rec.Phase == crdt.PhaseDeleted }
+
+func (c Discard) String() string { return "discard" }

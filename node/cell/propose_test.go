@@ -423,3 +423,34 @@ func TestChangesThatWouldLeaveTooLittleAreRefused(t *testing.T) {
 	do(Retire{Epoch: 1, Version: rec.Version, Replica: 2})
 	do(Resize{Epoch: 1, Version: rec.Version, Size: half, Shrink: true})
 }
+
+func TestAHistoryThatIsGivenUpEndsInAnyPhaseUnlessItWasPickedSince(t *testing.T) {
+	for _, phase := range []crdt.Phase{crdt.PhaseReleased, crdt.PhaseRecovering, crdt.PhaseActive} {
+		rec := firstRecord(1, 2, 3)
+		rec.Epoch, rec.Phase, rec.Holder, rec.Nonce = ukai.NewEpoch(1, 4), phase, node(1), ukai.Nonce{1}
+		picked, err := apply(Pick{Version: 1, Epoch: ukai.NewEpoch(2, 5), Node: node(2), Nonce: ukai.Nonce{2}}, &rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := apply(Discard{Forced: 1}, &picked); !errors.Is(err, ukai.ErrRejected) {
+			t.Errorf("%v, though it was picked since: %v", phase, err)
+		}
+		ended, err := apply(Discard{Forced: 1}, &rec)
+		if err != nil || ended.Phase != crdt.PhaseDeleted || !(Discard{}).Done(ended) || !ended.Dominates(rec) || ended.Epoch <= rec.Epoch || ended.Epoch.Forced() != 1 {
+			t.Errorf("%v: it became %v, epoch %v: %v", phase, ended.Phase, ended.Epoch, err)
+		}
+		for _, c := range []Change{
+			Pick{Version: ended.Version, Epoch: ukai.NewEpoch(2, 5), Node: node(2), Nonce: ukai.Nonce{2}}, Claim{Node: node(1), After: ended.Epoch},
+			Discard{Forced: 9},
+		} {
+			if _, err := apply(c, &ended); !errors.Is(err, ukai.ErrRejected) {
+				t.Errorf("%v after the end of a history that was %v: %v", c, phase, err)
+			}
+		}
+	}
+	pinned := firstRecord(1)
+	pinned.Pins = []ukai.DiskID{{9}}
+	if _, err := apply(Discard{}, &pinned); !errors.Is(err, ukai.ErrRejected) {
+		t.Errorf("a history that a clone needs: %v", err)
+	}
+}

@@ -147,6 +147,21 @@ func (f *Fake) PickDisk(_ context.Context, disk string, p admin.PickDisk) (admin
 	})
 }
 
+// DiscardHistory drops the history of that id or name.
+func (f *Fake) DiscardHistory(_ context.Context, disk string, h admin.DiscardHistory) (admin.Disk, error) {
+	return f.change(disk, func(d *admin.Disk) error {
+		at := slices.IndexFunc(d.Histories, func(is admin.History) bool { return is.ID == h.History || is.Name == h.History })
+		switch {
+		case at < 0:
+			return fmt.Errorf("history %q: %w", h.History, ukai.ErrNotFound)
+		case d.State == admin.DiskConflict || d.Histories[at].Picked:
+			return fmt.Errorf("history %q: %w: pick another one first", h.History, ukai.ErrRejected)
+		}
+		d.Histories = nil
+		return nil
+	})
+}
+
 // RemoveDisk hides a disk.
 func (f *Fake) RemoveDisk(_ context.Context, disk string, r admin.RemoveDisk) (admin.Disk, error) {
 	return f.change(disk, func(d *admin.Disk) error {
