@@ -63,6 +63,11 @@ func (n *Node) job(p people, d tended, l *planning, q admin.JobQuery) (admin.Job
 		plan, _ = l.plan(d.Rule.Value, d.rec) // a rule that cannot be read is told of by place show
 	}
 	left, lacking := n.bytesLeft(d.rec, plan)
+	if !open && len(plan.Steps) == 0 && !lacking {
+		if out, ok := n.scrubJob(p, d, out); ok {
+			return out, !q.Local || out.Node.ID == n.id
+		}
+	}
 	if !open && len(plan.Steps) == 0 && !lacking && !paused(d.Disk) {
 		ended := time.UnixMilli(stored.Ended)
 		if !q.Ended || q.Local || stored.Ended == 0 || time.Since(ended) > jobKept {
@@ -100,7 +105,7 @@ func (n *Node) job(p people, d tended, l *planning, q admin.JobQuery) (admin.Job
 		}
 	}
 	if paused(d.Disk) {
-		out.State, out.Why = admin.JobPaused, "paused by an administrator"
+		out.State, out.Why = admin.JobPaused, pausedWhy
 	}
 	out.Percent = min(percent(out.DoneBytes, out.TotalBytes), 99) // it is not done before all its steps are
 	return out, true
@@ -295,10 +300,12 @@ func (n *Node) OrderJob(ctx context.Context, disk string, o admin.OrderJob) (adm
 	return after, nil
 }
 
-// cancelJob gives a disk the rule that it had before. What was copied for the newer one is dropped like any replica that its rule does not want.
+// cancelJob calls off a scrub, or gives a disk the rule that it had before. What was copied for the newer one is dropped like any replica that its rule does not want.
 func (n *Node) cancelJob(d *crdt.Disk, j admin.Job) error {
 	before := d.Policy[policyRuleBefore].Value
 	switch {
+	case j.Kind == "scrub":
+		return n.cancelScrub(d)
 	case j.Kind == "evacuation":
 		return fmt.Errorf("%w: it goes on for as long as nodes are drained that have replicas of the disk; pause it, or end that: ukai-node evacuate NODE --cancel", ukai.ErrRejected)
 	case j.Kind != "relocation":

@@ -51,6 +51,9 @@ func jobOf(d *crdt.Disk) (j job, open bool) {
 // paused says whether an administrator has the disk's job paused.
 func paused(d *crdt.Disk) bool { return d.Policy[policyOrder].Value == orderPause }
 
+// pausedWhy is why a job stands still that is paused.
+const pausedWhy = "paused by an administrator"
+
 // setPolicies writes policies of a disk, those of kvs in turn: key, value.
 func (n *Node) setPolicies(disk ukai.DiskID, kvs ...string) error {
 	return n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (all crdt.Delta, err error) {

@@ -41,6 +41,8 @@ const (
 type scrubWanted struct {
 	Request    string `json:"request"`
 	VerifyOnly bool   `json:"verifyOnly,omitempty"`
+	// Cancelled says when what was asked for before was called off, and that nothing is asked for now.
+	Cancelled time.Time `json:"cancelled,omitzero"`
 }
 
 // scrubState is how far the scrubs of a disk are.
@@ -60,7 +62,20 @@ func readScrub(d *crdt.Disk) (s scrubState, w scrubWanted) {
 	if json.Unmarshal([]byte(d.Policy[policyScrubWanted].Value), &w) != nil {
 		w = scrubWanted{}
 	}
-	return s, w
+	return s.heed(w), w
+}
+
+// heed returns the state without what was called off. What that found and did not repair is still wrong.
+func (s scrubState) heed(w scrubWanted) scrubState {
+	if w.Cancelled.IsZero() || w.Request == s.Taken {
+		return s
+	}
+	if s.Now.Unrepaired > s.Last.Unrepaired {
+		s.Last = s.Now
+		s.Last.Ended = w.Cancelled
+	}
+	s.Taken, s.Now, s.Next = w.Request, admin.ScrubRun{}, 0
+	return s
 }
 
 // due returns the state with the run that is to be done now, and whether somebody asked for that run: a new request, or what has begun, or what
@@ -146,6 +161,14 @@ func (s *scrubs) begin(disk ukai.DiskID, asked bool) bool {
 	return true
 }
 
+// runs says whether a disk is scrubbed here now.
+func (s *scrubs) runs(disk ukai.DiskID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, runs := s.running[disk]
+	return runs
+}
+
 // end notes that it has ended, and leaves the disk alone for a while unless its end was reached.
 func (s *scrubs) end(disk ukai.DiskID, done bool) {
 	s.mu.Lock()
@@ -182,6 +205,9 @@ func (n *Node) scrub(p people, disks []tended) {
 			continue
 		}
 		mine[d.ID] = true
+		if paused(d.Disk) {
+			continue
+		}
 		state, wanted := readScrub(d.Disk)
 		if next, asked, due := state.due(wanted, d.Born.Stamp.Time(), time.Now(), n.cfg.ScrubEvery); due {
 			list = append(list, candidate{d.Disk, asked, next.since(d.Born.Stamp.Time())})
@@ -204,7 +230,7 @@ func (n *Node) scrub(p people, disks []tended) {
 	}
 }
 
-// runScrub scrubs a disk until that is done, or another node is to go on. It returns whether nothing is left to do for a while.
+// runScrub scrubs a disk until that is done, or another node is to go on, or it is paused. It returns whether nothing is left to do for a while.
 func (n *Node) runScrub(id ukai.DiskID) (done bool) {
 	d, err := n.findByID(id)
 	if err != nil {
@@ -234,6 +260,11 @@ func (n *Node) runScrub(id ukai.DiskID) (done bool) {
 			n.scrubEvent(d.Name.Value, state.Last)
 			return true
 		}
+		now, gone := n.findByID(id)
+		if gone == nil && paused(now) {
+			n.saveScrub(d, state)
+			return true // it is begun anew, from there on, when that is over
+		}
 		if err != nil && (n.ctx.Err() != nil || errors.Is(err, ukai.ErrHeld) || errors.Is(err, ukai.ErrNotAttached) || time.Since(good) > scrubPatience) {
 			n.saveScrub(d, state)
 			n.log.Info("scrub, later or by another node", "disk", d.Name.Value, "at", state.Next, "why", err)
@@ -246,10 +277,10 @@ func (n *Node) runScrub(id ukai.DiskID) (done bool) {
 			}
 			continue
 		}
-		if now, err := n.findByID(id); err == nil {
+		if gone == nil {
 			if _, wanted := readScrub(now); wanted.Request != state.Taken {
 				n.saveScrub(d, state)
-				return true // something else has been asked for meanwhile
+				return true // something else has been asked for meanwhile, or nothing any more
 			}
 		}
 		if time.Since(saved) >= scrubSaveEvery {
@@ -307,10 +338,49 @@ func (n *Node) ScrubDisk(ctx context.Context, disk string, s admin.ScrubDisk) (a
 	return n.Disk(ctx, d.ID.String())
 }
 
+// scrubJob returns the scrub of a disk as a job: one that runs, or that somebody asked for.
+func (n *Node) scrubJob(p people, d tended, out admin.Job) (admin.Job, bool) {
+	state, wanted := readScrub(d.Disk)
+	next, asked, due := state.due(wanted, d.Born.Stamp.Time(), time.Now(), n.cfg.ScrubEvery)
+	if !due || !asked && state.Now.Began.IsZero() {
+		return out, false
+	}
+	out.Kind, out.Since, out.TotalBytes = "scrub", time.Time{}, d.rec.Size
+	if begun := next.Now.Began.Equal(state.Now.Began); begun {
+		out.Since, out.DoneBytes = state.Now.Began, min(int64(next.Next)*int64(d.rec.BlockSize), d.rec.Size)
+	}
+	out.State, out.Doing, out.Why = admin.JobWaiting, "what its replicas have is compared", "the node that looks after it has not begun"
+	if out.Node.ID == n.id {
+		out.Why = fmt.Sprintf("its turn has not come: a node scrubs %d disks at a time that were asked for, and one that was due", maxScrubs)
+		if n.scrubs.runs(d.ID) {
+			out.State, out.Why = admin.JobRunning, ""
+			for _, to := range nodesOf(&d.rec) {
+				if out.Why == "" {
+					out.Why = n.links.why(d.ID, to, n.id)
+				}
+			}
+		}
+	}
+	if paused(d.Disk) {
+		out.State, out.Why = admin.JobPaused, pausedWhy
+	}
+	out.Percent = min(percent(out.DoneBytes, out.TotalBytes), 99)
+	return out, true
+}
+
+// cancelScrub calls off the scrub that was asked for last.
+func (n *Node) cancelScrub(d *crdt.Disk) error {
+	if state, wanted := readScrub(d); wanted.Request == "" || !wanted.Cancelled.IsZero() || wanted.Request == state.Taken && state.Now.Request == "" {
+		return fmt.Errorf("%w: nobody asked for it, it was due, and would be at once again; pause it, or start the nodes with a longer --scrub-every", ukai.ErrRejected)
+	}
+	return n.setPolicy(d.ID, policyScrubWanted, scrubWanted{Request: ukai.NewReplicaID().String(), Cancelled: time.Now().UTC()})
+}
+
 // showScrub tells of the scrubs of a disk, nil if there were none.
 func showScrub(d *crdt.Disk, rec *crdt.Record) *admin.Scrub {
 	state, wanted := readScrub(d)
-	out := admin.Scrub{Asked: wanted.Request, Waiting: wanted.Request != state.Taken}
+	out := admin.Scrub{Asked: wanted.Request, Waiting: wanted.Request != state.Taken, Cancelled: !wanted.Cancelled.IsZero()}
+	out.Paused = paused(d) && (out.Waiting || !state.Now.Began.IsZero())
 	if !state.Now.Began.IsZero() {
 		state.Now.Percent = int(100 * uint64(state.Next) / max(1, rec.Blocks()))
 		out.Running = &state.Now

@@ -82,3 +82,26 @@ func TestAScrubThatOnlyLookedDoesNotPutOffTheNext(t *testing.T) {
 		}
 	}
 }
+
+func TestAScrubThatIsCalledOffIsNotDueAndWhatItFoundStays(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	run := admin.ScrubRun{Request: "a", Began: now.Add(-time.Hour), Unrepaired: 2}
+	s := scrubState{Taken: "a", Now: run, Next: 7, Last: admin.ScrubRun{Unrepaired: 1}}
+	off := scrubWanted{Request: "b", Cancelled: now}
+	heeded := s.heed(off)
+	if _, _, due := heeded.due(off, now, now, time.Hour); due || heeded.Next != 0 || !heeded.Now.Began.IsZero() {
+		t.Errorf("due %v: %+v", due, heeded)
+	}
+	if heeded.Last.Unrepaired != 2 || !heeded.Last.Ended.Equal(now) {
+		t.Errorf("what it found is forgotten: %+v", heeded.Last)
+	}
+	if again := heeded.heed(off); again != heeded {
+		t.Errorf("heeded twice: %+v", again)
+	}
+	if same := s.heed(scrubWanted{Request: "b"}); same != s {
+		t.Errorf("another request calls it off: %+v", same)
+	}
+	if _, asked, due := heeded.due(scrubWanted{Request: "c"}, now, now, time.Hour); !due || !asked {
+		t.Error("the next request is not heeded")
+	}
+}

@@ -20,8 +20,8 @@ func (a *app) jobsCommand() *cobra.Command {
 	c := a.asking(&cobra.Command{
 		Use:   "jobs",
 		Short: "Show what is being moved, repaired and brought up to date",
-		Long: `Show what is being done to bring disks to where they shall be: relocations after a changed rule, repairs of what is lost, evacuations, and resyncs of
-replicas that were away. A disk has at most one job, which is called by the disk's name. Jobs belong to the mesh: when the node that does one dies, another goes on,
+		Long: `Show what is being done to bring disks to where they shall be: relocations after a changed rule, repairs of what is lost, evacuations, resyncs of
+replicas that were away, and scrubs, of disks for which nothing else is to be done. A disk has at most one job, which is called by the disk's name. Jobs belong to the mesh: when the node that does one dies, another goes on,
 and what was ordered about it holds.`,
 		Example:           "  ukai-node jobs\n  ukai-node jobs watch vm1\n  ukai-node jobs pause vm1",
 		Args:              exactly(),
@@ -38,11 +38,11 @@ and what was ordered about it holds.`,
 	})
 	c.Flags().BoolVar(&all, "all", false, "also those that ended within the last hour")
 	c.AddCommand(a.jobsWatchCommand(),
-		a.jobOrderCommand(admin.OrderPause, "Let a disk's job stand still until it is resumed", `Let a disk's job stand still until it is resumed. What has been copied stays; nothing else is begun. It also stops the repair of that disk.`),
+		a.jobOrderCommand(admin.OrderPause, "Let a disk's job stand still until it is resumed", `Let a disk's job stand still until it is resumed. What has been copied stays; nothing else is begun. It also stops the repair of that disk, and scrubs of it.`),
 		a.jobOrderCommand(admin.OrderResume, "Let a disk's job go on", "Let a disk's job that was paused go on."),
 		a.jobOrderCommand(admin.OrderRetry, "Try at once what failed", "Try a disk's job again at once, where it waits after a failure."),
-		a.jobOrderCommand(admin.OrderCancel, "Give a disk back the rule that it had before", `Give a disk back the rule that it had before its relocation. What was copied for the newer rule is dropped; what was dropped already is
-made again. A repair, a resync or an evacuation is not cancelled by this: the text says what ends it.`))
+		a.jobOrderCommand(admin.OrderCancel, "Give a disk back the rule that it had before, or call its scrub off", `Give a disk back the rule that it had before its relocation. What was copied for the newer rule is dropped; what was dropped already is
+made again. A scrub that was asked for is called off; what it has repaired stays. A repair, a resync, an evacuation or a scrub that was due is not cancelled by this: the text says what ends it.`))
 	return c
 }
 

@@ -89,6 +89,8 @@ func (a *app) awaitScrub(c *cobra.Command, d admin.Disk) (admin.Disk, error) {
 		switch {
 		case d.Scrub != nil && d.Scrub.Last != nil && d.Scrub.Last.Request == asked:
 			return d, nil
+		case d.Scrub != nil && d.Scrub.Cancelled && d.Scrub.Asked != asked:
+			return d, fmt.Errorf("scrub %s: it was cancelled", d.Name)
 		case d.Scrub == nil || d.Scrub.Asked != asked:
 			return d, fmt.Errorf("scrub %s: another scrub of it has been asked for, and this one was given up", d.Name)
 		}
@@ -115,6 +117,10 @@ func (a *app) awaitScrub(c *cobra.Command, d admin.Disk) (admin.Disk, error) {
 // scrubText tells how far the scrubs of a disk are.
 func (a *app) scrubText(s admin.Scrub) string {
 	switch {
+	case s.Paused && s.Running != nil:
+		return fmt.Sprintf("paused at %d %% of the disk; ukai-node jobs resume lets it go on", s.Running.Percent)
+	case s.Paused:
+		return "paused before its begin; ukai-node jobs resume lets it go on"
 	case s.Waiting:
 		return "waits for the node that looks after the disk"
 	case s.Running != nil:

@@ -187,10 +187,13 @@ type ScrubDisk struct {
 
 // Scrub tells of the scrubs of a disk.
 type Scrub struct {
-	Asked   string    `json:"asked,omitempty" doc:"the request that was made last"`
-	Waiting bool      `json:"waiting,omitempty" doc:"it has not been begun"`
-	Running *ScrubRun `json:"running,omitempty"`
-	Last    *ScrubRun `json:"last,omitempty" doc:"the one that came to its end last"`
+	Asked   string `json:"asked,omitempty" doc:"the request that was made last"`
+	Waiting bool   `json:"waiting,omitempty" doc:"it has not been begun"`
+	Paused  bool   `json:"paused,omitempty" doc:"it stands still until the job of the disk is resumed"`
+	// Cancelled says that the last one that was asked for was called off.
+	Cancelled bool      `json:"cancelled,omitempty" doc:"what was asked for before was called off; asked is that order"`
+	Running   *ScrubRun `json:"running,omitempty"`
+	Last      *ScrubRun `json:"last,omitempty" doc:"the one that came to its end last"`
 }
 
 // ScrubRun is one scrub. It counts pieces of 256 KiB of the disk, each once however many replicas there are.

@@ -28,11 +28,11 @@ const (
 // Ended says whether the job is over.
 func (s JobState) Ended() bool { return s == JobDone || s == JobCancelled }
 
-// Job is what is being done to bring one disk to where it shall be. A disk has at most one, which is called by the disk's name. It belongs to the
+// Job is what is being done to bring one disk to where it shall be, or to find corruption in it. A disk has at most one, which is called by the disk's name. It belongs to the
 // mesh: when the node that does it dies, another goes on.
 type Job struct {
 	Disk           DiskRef   `json:"disk"`
-	Kind           string    `json:"kind" enum:"relocation,repair,evacuation,resync"`
+	Kind           string    `json:"kind" enum:"relocation,repair,evacuation,resync,scrub"`
 	State          JobState  `json:"state" enum:"running,waiting,failing,paused,done,cancelled"`
 	Doing          string    `json:"doing,omitempty" doc:"what is being done now, or next"`
 	Why            string    `json:"why,omitempty" doc:"it stands still, or is slow"`
@@ -58,7 +58,7 @@ const (
 	OrderPause  = "pause"
 	OrderResume = "resume"
 	OrderRetry  = "retry"  // do not wait for the next attempt
-	OrderCancel = "cancel" // of a relocation: give the disk the rule that it had before
+	OrderCancel = "cancel" // of a relocation: give the disk the rule that it had before; of a scrub that was asked for: call it off
 )
 
 // OrderJob gives an order about a job.

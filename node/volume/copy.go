@@ -70,7 +70,7 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 	if none := (*sourceless)(nil); errors.As(err, &none) && (errors.Is(err, ukai.ErrCorrupt) || errors.Is(err, ukai.ErrMedia)) {
 		// Perhaps this replica has what the others have lost. If nobody has, it gets what any reader gets: a disk with one copy is worse.
 		var found ScrubResult
-		if err = f.h.scrubBlock(ctx, i, false, &found); err == nil {
+		if err = f.h.scrubBlock(ctx, i, false, f.h.host.cfg.Budget, &found); err == nil {
 			as := source()
 			if found.Unrepaired > 0 {
 				as = nil

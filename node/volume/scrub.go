@@ -54,21 +54,23 @@ type ScrubResult struct {
 	told int // events
 }
 
-// Scrub does one step of a scrub: it looks at blocks that were ever written, in order, for scrubStep at most. The disk is claimed for that if nobody
-// holds it, and only its holder can do it: ukai.HeldError. It ends early, with an error that matches ukai.ErrNotAttached, when the disk is
-// let go of. After an error the result says what was done before it.
+// Scrub does one step of a scrub: it looks at blocks that were ever written, in order, for scrubStep at most, and longer if it waits for Pace or
+// Config.Budget. The disk is claimed for that if nobody holds it, and only its holder can do it: ukai.HeldError. It ends early, with an error that
+// matches ukai.ErrNotAttached, when the disk is let go of, and with another when it is paused. After an error the result says what was done before it.
 func (d *Disk) Scrub(ctx context.Context, s ScrubStep) (r ScrubResult, err error) {
 	r.Next = s.From
 	if d.holding.Load() == nil && d.users() == 0 {
 		d.quiet.Store(true) // whoever wants it is not to wait because somebody has just written it
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	going := d.pauses().going
+	defer context.AfterFunc(going, func() { cancel(fmt.Errorf("disk %s is paused: %w", d.Name(), ukai.ErrSuspended)) })()
 	h, err := d.enter(ctx, claimIfFree)
 	if err != nil {
 		return r, fmt.Errorf("scrub %s: %w", d.Name(), err)
 	}
 	defer h.ops.leave()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	defer context.AfterFunc(h.returning, func() { cancel(fmt.Errorf("disk %s: %w", d.Name(), ukai.ErrNotAttached)) })()
 	if err = h.scrub(ctx, s, &r); err != nil {
 		if ctx.Err() != nil {
@@ -97,7 +99,7 @@ func (h *holding) scrub(ctx context.Context, s ScrubStep, r *ScrubResult) error 
 			}
 			now = h.host.cfg.Clock()
 		}
-		if err := h.scrubBlock(ctx, i, s.VerifyOnly, r); err != nil {
+		if err := h.scrubBlock(ctx, i, s.VerifyOnly, h.host.cfg.Budget, r); err != nil {
 			return err
 		}
 		r.Next = i + 1
@@ -184,10 +186,64 @@ func at(list []inspected, part int) []look {
 	return copies
 }
 
+// A scrub pays to Config.Budget what goes to other nodes and comes from them, before any range is locked. inspectBytes is what a request to inspect
+// and the answer take beside what it says of each part, which is as much once more when the checksums are noted.
+const inspectBytes = 256
+
+// budget is Config.Budget, or nil: nothing is paid.
+type budget func(ctx context.Context, disk ukai.DiskID, from, to ukai.NodeID, bytes int64) error
+
+// payInspect waits until the replicas of a block may be asked about n bytes of it.
+func (h *holding) payInspect(ctx context.Context, pay budget, i ukai.Index, n int64) error {
+	if pay == nil {
+		return nil
+	}
+	v, here := h.view.Load(), h.host.cfg.Node
+	group, _ := v.layout.groupAt(i)
+	bytes := inspectBytes + (n+store.SumBytes-1)/store.SumBytes*int64(lookBytes+sumBytes)
+	for _, m := range v.group(group).read {
+		if m.Node == here {
+			continue
+		}
+		if err := pay(ctx, h.d.id, m.Node, here, bytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// payRepair waits until a part may be looked at again, and repaired as far as what was said of it without a lock tells. What is found with it may be
+// another copy; then the link is asked for a part more or less.
+func (h *holding) payRepair(ctx context.Context, pay budget, i ukai.Index, list []inspected, copies []look, n int64, verifyOnly bool) error {
+	if err := h.payInspect(ctx, pay, i, n); err != nil || pay == nil || verifyOnly {
+		return err
+	}
+	ruled, here := judge(copies), h.host.cfg.Node
+	if len(ruled.bad) == 0 || len(ruled.good) == 0 {
+		return nil
+	}
+	if src := list[ruled.good[0]].m.Node; src != here {
+		if err := pay(ctx, h.d.id, src, here, n); err != nil {
+			return err
+		}
+	}
+	for _, k := range ruled.bad {
+		if to := list[k].m.Node; to != here {
+			if err := pay(ctx, h.d.id, here, to, n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // scrubBlock looks at one block, and notes its checksums at replicas that have none.
-func (h *holding) scrubBlock(ctx context.Context, i ukai.Index, verifyOnly bool, r *ScrubResult) error {
+func (h *holding) scrubBlock(ctx context.Context, i ukai.Index, verifyOnly bool, pay budget, r *ScrubResult) error {
 	l := &h.view.Load().layout
 	off, end := int64(i)*l.blockSize, min(int64(i+1)*l.blockSize, l.size)
+	if err := h.payInspect(ctx, pay, i, end-off); err != nil {
+		return err
+	}
 	var sums []store.Sum
 	var whole []inspected // as of the first range; those that cannot note checksums are taken out
 	for start := off; start < end; start += maxHashed {
@@ -208,6 +264,9 @@ func (h *holding) scrubBlock(ctx context.Context, i ukai.Index, verifyOnly bool,
 			copies, state := at(list, part), sound
 			if suspicious(copies) {
 				whole = nil
+				if err := h.payRepair(ctx, pay, i, list, copies, min(store.SumBytes, end-from), verifyOnly); err != nil {
+					return err
+				}
 				if state, err = h.scrubPart(ctx, i, from, min(store.SumBytes, end-from), verifyOnly, r); err != nil {
 					return err
 				}
@@ -363,7 +422,7 @@ func (h *holding) mendSoon(i ukai.Index) {
 	h.work.Go(func() {
 		defer h.ops.leave()
 		var r ScrubResult
-		err := h.scrubBlock(h.returning, i, false, &r)
+		err := h.scrubBlock(h.returning, i, false, nil, &r) // a guest waits, or will: no budget holds for it
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.mending--

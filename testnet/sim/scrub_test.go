@@ -2,12 +2,15 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"ukai"
 	"ukai/node"
 	"ukai/node/admin"
 )
@@ -247,6 +250,187 @@ func TestDisksAreScrubbedByThemselvesAndGoneOnWithWhenANodeDies(t *testing.T) {
 		}
 		same(t, busy, "vm1", want)
 		if err := other.Volume("vm1").Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// scrubbed makes a disk with a replica in tokyo and in osaka, full of data whose checksums are known, that t1 has attached.
+func scrubbed(t *testing.T, m *Mesh, size int) {
+	t.Helper()
+	m.Create("vm1", int64(size), "dc=tokyo:1 dc=osaka:1")
+	ctx := context.Background()
+	d := m.Nodes["t1"].Volume("vm1")
+	if err := d.Attach(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want := pattern(1, size)
+	for off := 0; off < len(want); off += 1 << 20 {
+		if _, err := d.WriteAt(ctx, want[off:off+1<<20], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(65 * time.Second) // a checkpoint, and the heartbeats that tell of it
+	if run := m.scrub(m.Nodes["w1"], "vm1", false); run.Corrupt != 0 || int(run.Verified) != size>>18 {
+		t.Fatalf("the first scrub: %v", run)
+	}
+}
+
+func TestAScrubKeepsToTheBudgetOfItsLink(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+		m.serveAdmin()
+		const size, rotten = 16 << 20, 4
+		scrubbed(t, m, size)
+		w1, ctx := m.Nodes["w1"], context.Background()
+		for i := range int64(rotten) {
+			m.rot(m.Nodes["o1"], "vm1", i*4<<20+1<<20)
+		}
+		m.limit("w1", "tokyo-osaka", "0")
+		asked, err := w1.ScrubDisk(ctx, "vm1", admin.ScrubDisk{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Await("it waits for its link, and says so", func() error {
+			j, err := w1.job("vm1")
+			if err == nil && (j.Kind != "scrub" || j.State != admin.JobRunning || !strings.Contains(j.Why, "osaka-tokyo")) {
+				err = fmt.Errorf("%+v", j)
+			}
+			return err
+		})
+		before := m.crossing("tokyo", "osaka")
+		d := m.Nodes["t1"].Volume("vm1")
+		for i := range 30 { // in no guest's way
+			short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			if _, err := d.WriteAt(short, pattern(uint64(i), 512), 3<<20); err != nil {
+				t.Fatalf("a write while a scrub waits for its link: %v", err)
+			}
+			cancel()
+			time.Sleep(time.Second)
+		}
+		if got := m.crossing("tokyo", "osaka") - before; got > 128<<10 {
+			t.Errorf("%d bytes crossed a link that carries no copies", got)
+		}
+		// What it repairs is paid.
+		const limit = 64 << 10
+		m.limit("w1", "tokyo-osaka", "64KiB/s")
+		start := time.Now()
+		m.Await("it is done", func() error {
+			d, err := w1.Disk(ctx, "vm1")
+			if err == nil && (d.Scrub.Last == nil || d.Scrub.Last.Request != asked.Scrub.Asked) {
+				err = fmt.Errorf("%+v", d.Scrub.Running)
+			}
+			return err
+		})
+		if took, least := time.Since(start), time.Duration(rotten*256<<10/limit)*time.Second*3/4; took < least {
+			t.Errorf("%d repairs of 256 KiB took %v at 64 KiB/s, at least %v", rotten, took, least)
+		}
+		shown, err := w1.Disk(ctx, "vm1")
+		if err != nil || shown.Scrub.Last.Repaired != rotten {
+			t.Errorf("%v, %v", shown.Scrub.Last, err)
+		}
+		if err := d.Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestAPausedScrubStandsStillAndOneThatWasAskedForIsCancelled(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+		m.serveAdmin()
+		scrubbed(t, m, 64<<20)
+		w1, ctx := m.Nodes["w1"], context.Background()
+		m.limit("w1", "tokyo-osaka", "200B/s") // a block takes seconds
+		if _, err := w1.ScrubDisk(ctx, "vm1", admin.ScrubDisk{}); err != nil {
+			t.Fatal(err)
+		}
+		at := func() (int, error) {
+			d, err := w1.Disk(ctx, "vm1")
+			if err != nil || d.Scrub == nil || d.Scrub.Running == nil {
+				return 0, fmt.Errorf("%+v: %w", d.Scrub, err)
+			}
+			return d.Scrub.Running.Percent, nil
+		}
+		beyond := func(percent int) {
+			t.Helper()
+			m.Await("it goes on", func() error {
+				if now, err := at(); err != nil || now <= percent {
+					return fmt.Errorf("at %d %%: %w", now, err)
+				}
+				return nil
+			})
+		}
+		beyond(10)
+		w1.order("vm1", admin.OrderPause)
+		time.Sleep(5 * time.Second)
+		before, err := at()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 60 {
+			time.Sleep(time.Second)
+			j, err := w1.job("vm1")
+			if err != nil || j.Kind != "scrub" || j.State != admin.JobPaused || !strings.Contains(j.Why, "administrator") {
+				t.Fatalf("%v: %+v", err, j)
+			}
+		}
+		if now, err := at(); err != nil || now != before {
+			t.Fatalf("paused at %d %% it is at %d: %v", before, now, err)
+		}
+		w1.order("vm1", admin.OrderResume)
+		if now, err := at(); err != nil || now < before {
+			t.Errorf("it began anew: at %d %% after %d: %v", now, before, err)
+		}
+		beyond(before)
+		w1.order("vm1", admin.OrderCancel)
+		m.Await("it has ended", func() error {
+			d, err := w1.Disk(ctx, "vm1")
+			if err == nil && (d.Scrub.Running != nil || d.Scrub.Waiting || !d.Scrub.Cancelled) {
+				err = fmt.Errorf("%+v", d.Scrub)
+			}
+			if j, none := w1.job("vm1"); none == nil && !j.State.Ended() {
+				err = fmt.Errorf("%+v", j)
+			}
+			return err
+		})
+		time.Sleep(time.Minute)
+		if d, err := w1.Disk(ctx, "vm1"); err != nil || d.Scrub.Running != nil {
+			t.Errorf("it runs again: %+v, %v", d.Scrub, err)
+		}
+		m.limit("w1", "tokyo-osaka", "none")
+		if run := m.scrub(w1, "vm1", false); run.Verified != 256 {
+			t.Errorf("the next one: %v", run)
+		}
+		if err := m.Nodes["t1"].Volume("vm1").Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestAScrubThatWasDueIsNotCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(t, 1)
+		m.Tune = func(c *node.Config) { c.ScrubEvery = 10 * time.Minute }
+		m.AddAll("t1:tokyo o1:osaka w1:fukuoka:witness")
+		defer m.Stop()
+		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+		m.serveAdmin()
+		scrubbed(t, m, 8<<20)
+		m.limit("w1", "tokyo-osaka", "0")
+		time.Sleep(15 * time.Minute)
+		w1 := m.Nodes["w1"]
+		m.Await("it runs", func() error {
+			j, err := w1.job("vm1")
+			if err == nil && j.Kind != "scrub" {
+				err = fmt.Errorf("%+v", j)
+			}
+			return err
+		})
+		if _, err := w1.OrderJob(context.Background(), "vm1", admin.OrderJob{Order: admin.OrderCancel}); !errors.Is(err, ukai.ErrRejected) || !strings.Contains(err.Error(), "scrub-every") {
+			t.Errorf("cancelled: %v", err)
+		}
+		if err := m.Nodes["t1"].Volume("vm1").Detach(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 	})
