@@ -137,7 +137,7 @@ func (n *Node) describe(p people, name string, rec crdt.Record, rule string) adm
 	if held.Here {
 		out.State, out.Why = stateOf(held)
 	}
-	allocated := n.replicas.Allocated(rec.Disk)
+	allocated := n.replicas.Allocated(n.ctx, rec.Disk)
 	for _, g := range rec.Groups {
 		for _, m := range g.Members {
 			r := n.replica(p, m, allocated)
@@ -256,7 +256,7 @@ func (n *Node) DiskMap(_ context.Context, disk string) (admin.Map, error) {
 		holder := p.ref(rec.Holder)
 		out.Holder = &holder
 	}
-	allocated := n.replicas.Allocated(rec.Disk)
+	allocated := n.replicas.Allocated(n.ctx, rec.Disk)
 	if len(rec.Groups) > 1 {
 		allocated = nil // a replica's space is not known per run
 	}

@@ -75,7 +75,7 @@ func (n *Node) StatDisk(name string) (info DiskInfo, err error) {
 		info = DiskInfo{Name: name, ID: d.ID, Size: rec.Size, Created: d.Born.Stamp.Time()}
 	})
 	if err == nil && !info.ReadOnly {
-		for _, bytes := range n.replicas.Allocated(info.ID) {
+		for _, bytes := range n.replicas.Allocated(n.ctx, info.ID) {
 			info.Allocated = max(info.Allocated, bytes)
 		}
 	}

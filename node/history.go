@@ -156,7 +156,7 @@ func (n *Node) histories(p people, d *crdt.Disk) (list []admin.History) {
 	if len(d.View) < 2 {
 		return nil
 	}
-	allocated := n.replicas.Allocated(d.ID)
+	allocated := n.replicas.Allocated(n.ctx, d.ID)
 	chosen, ok := d.Record()
 	for i := range d.View {
 		rec := &d.View[i]

@@ -137,7 +137,7 @@ func (n *Node) bytesLeft(rec crdt.Record, plan place.Plan) (left int64, lacking 
 		}
 	}
 	full := rec.Size
-	for _, bytes := range n.replicas.Allocated(rec.Disk) {
+	for _, bytes := range n.replicas.Allocated(n.ctx, rec.Disk) {
 		full = min(max(bytes, 1), rec.Size)
 	}
 	held, _ := n.host.Held(rec.Disk)

@@ -224,7 +224,7 @@ func (l *planning) plan(rule string, rec crdt.Record) (place.Plan, error) {
 		return place.Plan{}, err
 	}
 	in, others := l.n.planned(parsed, rec, l.nodes)
-	for _, bytes := range l.n.replicas.Allocated(rec.Disk) {
+	for _, bytes := range l.n.replicas.Allocated(l.n.ctx, rec.Disk) {
 		in.Allocated = max(in.Allocated, bytes)
 	}
 	if others {

@@ -62,7 +62,7 @@ func timesOf(s *volume.Service) (t times) {
 
 // report tells what this node knows about a disk, and how far some nodes are.
 func (n *Node) report(ctx context.Context, disk ukai.DiskID, to []ukai.NodeID) (r report) {
-	for id, bytes := range n.replicas.Allocated(disk) {
+	for id, bytes := range n.replicas.Allocated(ctx, disk) {
 		r.Allocated = max(r.Allocated, bytes)
 		r.Replicas = append(r.Replicas, space{id, bytes})
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"sync/atomic"
 	"time"
 
@@ -52,13 +51,15 @@ const (
 	inlineBytes    = 64 << 10 // a write up to this size, to a block whose stamp is raised, runs on the reader's goroutine
 )
 
+// openTime bounds how long the answer to a heartbeat waits for replicas to be opened: less than a holder waits for it.
+const openTime = time.Second
+
 // Replicas is this node's replicas of disks: the side of the data path that admits, applies and answers. It admits an
 // operation only of the epoch and session a replica was last sealed and greeted for, and finishes the operations of
 // older ones before it answers a seal or a hello.
 type Replicas struct {
 	cfg     ReplicasConfig
-	opened  atomic.Pointer[map[replicaKey]*hosted] // copied on change
-	opening chan struct{}                          // lock of 1 around opening and closing, which do I/O
+	opened  opened
 	workers chan struct{}
 	data    atomic.Int64 // pending
 	rest    atomic.Int64
@@ -88,9 +89,9 @@ func NewReplicas(cfg ReplicasConfig) *Replicas {
 		cfg.Clock = bootTime
 	}
 	rs := &Replicas{
-		cfg: cfg, opening: make(chan struct{}, 1), workers: make(chan struct{}, cfg.Workers), running: newGate(),
+		cfg: cfg, workers: make(chan struct{}, cfg.Workers), running: newGate(),
 	}
-	rs.opened.Store(&map[replicaKey]*hosted{})
+	rs.opened.init()
 	rs.ctx, rs.stop = context.WithCancel(context.Background())
 	return rs
 }
@@ -98,14 +99,11 @@ func NewReplicas(cfg ReplicasConfig) *Replicas {
 // Close refuses new requests, waits for those that run, and closes every replica.
 func (rs *Replicas) Close() error {
 	rs.stop()
-	<-rs.running.close()
-	rs.opening <- struct{}{}
-	defer func() { <-rs.opening }()
+	<-rs.running.close() // nothing is opened any more
 	var errs []error
-	for _, h := range *rs.opened.Load() {
+	for _, h := range *rs.opened.all.Swap(&map[replicaKey]*hosted{}) {
 		errs = append(errs, h.data.Close())
 	}
-	rs.opened.Store(&map[replicaKey]*hosted{})
 	return errors.Join(errs...)
 }
 
@@ -125,7 +123,7 @@ func (rs *Replicas) serve(r request) {
 	switch m.Kind {
 	case wire.KindWrite:
 		if len(m.Payload) <= inlineBytes {
-			if h := (*rs.opened.Load())[replicaKey{m.Disk, m.Replica}]; h != nil && h.raised(m) && rs.running.enter() {
+			if h := rs.opened.get(replicaKey{m.Disk, m.Replica}); h != nil && h.raised(m) && rs.running.enter() {
 				r.reply(wire.Reply{}, rs.named(h.write(rs.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp)))
 				rs.running.leave()
 				return
@@ -238,67 +236,6 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 	return wire.Reply{}, fmt.Errorf("request of kind %v to a replica: %w", m.Kind, ukai.ErrUnsupported)
 }
 
-// open returns a replica of this node, opened if it is not yet. One that does not exist is never made by this:
-// errors.Is(err, ukai.ErrNotFound).
-func (rs *Replicas) open(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) (*hosted, error) {
-	key := replicaKey{disk, replica}
-	if h := (*rs.opened.Load())[key]; h != nil {
-		return h, nil
-	}
-	select {
-	case rs.opening <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	defer func() { <-rs.opening }()
-	if h := (*rs.opened.Load())[key]; h != nil {
-		return h, nil
-	}
-	data, err := rs.cfg.Store.OpenReplica(disk, replica)
-	if err != nil {
-		return nil, fmt.Errorf("replica %v: %w", replica, err)
-	}
-	h := newHosted(rs, key, data)
-	all := maps.Clone(*rs.opened.Load())
-	all[key] = h
-	rs.opened.Store(&all)
-	return h, nil
-}
-
-// Shut closes a replica, after the operations that run have finished, so that it can be removed from the store. It may
-// be opened again by a later request.
-func (rs *Replicas) Shut(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID) error {
-	select {
-	case rs.opening <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	defer func() { <-rs.opening }()
-	key := replicaKey{disk, replica}
-	h := (*rs.opened.Load())[key]
-	if h == nil {
-		return nil
-	}
-	all := maps.Clone(*rs.opened.Load())
-	delete(all, key)
-	rs.opened.Store(&all)
-	return h.shut(ctx)
-}
-
-// Allocated returns how many bytes this node's replicas of a disk take. One that does not open is left out.
-func (rs *Replicas) Allocated(disk ukai.DiskID) map[ukai.ReplicaID]int64 {
-	all := make(map[ukai.ReplicaID]int64)
-	for _, info := range rs.cfg.Store.Replicas() {
-		if info.Disk != disk {
-			continue
-		}
-		if h, err := rs.open(rs.ctx, disk, info.Replica); err == nil {
-			all[info.Replica] = h.data.AllocatedBytes()
-		}
-	}
-	return all
-}
-
 // CreateReplica returns the request that makes an empty replica of a disk on another node.
 func CreateReplica(rec *crdt.Record, replica ukai.ReplicaID) *wire.Message {
 	return &wire.Message{
@@ -327,9 +264,12 @@ func (rs *Replicas) heartbeat(m *wire.Message) (wire.Reply, error) {
 	if err != nil {
 		return wire.Reply{}, err
 	}
+	// Those that are not open yet, as after a restart, are, but what lies on a medium that hangs must not keep the answer about the others.
+	opening, cancel := context.WithTimeoutCause(rs.ctx, openTime, fmt.Errorf("not opened within %v: %w", openTime, ukai.ErrTimeout))
+	defer cancel()
 	var out heartbeatReply
 	for i, b := range hb.Beats {
-		h, err := rs.open(rs.ctx, b.Disk, b.Replica)
+		h, err := rs.open(opening, b.Disk, b.Replica)
 		if err != nil {
 			out.Exceptions = append(out.Exceptions, exception{At: i, Code: ukai.Code(err)})
 			continue
