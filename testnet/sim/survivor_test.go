@@ -208,3 +208,123 @@ func (g *guest) reads(block int) byte {
 	}
 	return p[0]
 }
+
+// The holder of a disk loses the other replica together with the arbiters: nothing can be dropped, and its guest waits. See ARCHITECTURE.md, "Quorum modes",
+// for why what waits does not simply go on in the new lineage.
+func TestAGuestWhoseIOWaitsWhenItsDiskIsForcedGetsErrorsOnceAndLosesNothing(t *testing.T) {
+	for _, ack := range []string{"all", "local"} {
+		t.Run(ack, func(t *testing.T) {
+			bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+				ctx := context.Background()
+				unsafeDisk(t, m, "dc=tokyo:1 dc=osaka:1")
+				if _, err := m.Nodes["t1"].SetDisk(ctx, "vm1", admin.SetDisk{Ack: ack}); err != nil {
+					t.Fatal(err)
+				}
+				g := m.attach("t1", "vm1")
+				d := m.Nodes["t1"].Volume("vm1")
+				for block := range 8 {
+					g.write(block, byte(1+block))
+				}
+				g.flush()
+				began := time.Now()
+				m.Nodes["o1"].Crash()
+				m.Nodes["w1"].Crash()
+				// Writes of a guest that goes on until one is not acknowledged, an overlapping one, and a flush: all of them wait.
+				acked := 0
+				type ended struct {
+					what string
+					err  error
+					took time.Duration
+				}
+				waiting, waits := make(chan ended, 4), 0
+				issue := func(what string, op func() error) {
+					waits++
+					go func() {
+						err := op()
+						waiting <- ended{what, err, time.Since(began)}
+					}()
+				}
+				write := func(value byte) func() error {
+					return func() error { _, err := d.WriteAt(ctx, filled(value), 0); return err }
+				}
+				for {
+					done := make(chan error, 1)
+					go func() { done <- write(byte(20 + acked))() }()
+					select {
+					case err := <-done:
+						if err != nil {
+							t.Fatalf("after %v: %v", time.Since(began), err)
+						}
+						acked++
+						continue
+					case <-time.After(5 * time.Second):
+					}
+					issue("the first write that waits", func() error { return <-done })
+					break
+				}
+				issue("a write that overlaps it", write(99))
+				issue("another write", func() error { _, err := d.WriteAt(ctx, filled(50), 9*4096); return err })
+				if acked > 0 { // else there is nothing that a flush promises
+					issue("a flush", func() error { return d.Flush(ctx) })
+				}
+				for range waits {
+					e := <-waiting
+					if !errors.Is(e.err, ukai.ErrFenced) {
+						t.Errorf("%s: %v", e.what, e.err)
+					}
+					if e.took < 30*time.Second || e.took > 2*time.Minute {
+						t.Errorf("%s ended %v after the loss", e.what, e.took)
+					}
+				}
+				// Until the program opens the disk anew it is told so, and nothing hangs.
+				if err := g.try(0, 77); !errors.Is(err, ukai.ErrFenced) {
+					t.Errorf("a write after that: %v", err)
+				}
+				if err := d.Detach(ctx); err != nil && !errors.Is(err, ukai.ErrFenced) {
+					t.Errorf("detach: %v", err)
+				}
+				start := time.Now()
+				g = m.awaitAttach("t1", "vm1")
+				if took := time.Since(start); took > 30*time.Second {
+					t.Errorf("opened anew after %v", took)
+				}
+				shown, err := m.Nodes["t1"].Disk(ctx, "vm1")
+				if err != nil || !strings.HasPrefix(shown.Epoch, "1.") || len(shown.Histories) > 0 {
+					t.Errorf("epoch %s, histories %v, %v", shown.Epoch, shown.Histories, err)
+				}
+				if early := ack == "local"; early != (acked > 0) {
+					t.Errorf("%d writes were acknowledged after the loss", acked)
+				}
+				// Acknowledged is there; what was not is there or not, for good.
+				last := byte(1)
+				if acked > 0 {
+					last = byte(20 + acked - 1)
+				}
+				first := g.reads(0)
+				if first != last && first != byte(20+acked) && first != 99 {
+					t.Errorf("the last write that was acknowledged is %d, and it reads %d", last, first)
+				}
+				other := g.reads(9)
+				if other != 0 && other != 50 {
+					t.Errorf("it reads %d where only 50 was written", other)
+				}
+				for block := 1; block < 8; block++ {
+					if got := g.reads(block); got != byte(1+block) {
+						t.Errorf("block %d reads %d", block, got)
+					}
+				}
+				g.write(10, 10)
+				g.flush()
+				m.Nodes["o1"].Boot()
+				m.Nodes["w1"].Boot()
+				m.AwaitWhole()
+				m.awaitLocations(m.Nodes["t1"], "vm1", "o1 in sync", "t1 in sync")
+				if a, b := g.reads(0), g.reads(9); a != first || b != other {
+					t.Errorf("it read %d and %d, and reads %d and %d now", first, other, a, b)
+				}
+				g.detach()
+				m.wantEqualReplicas("vm1", 16)
+			})
+		})
+	}
+}
