@@ -60,6 +60,31 @@ func TestNoCheckpointRunsBesideTheFlushOfADetach(t *testing.T) {
 	})
 }
 
+func TestWhoOnlyMadeADiskLargerHasNothingToVouchFor(t *testing.T) {
+	bubble(t, setup{nodes: 2, replicas: 2}, func(w *world) {
+		ctx := w.t.Context()
+		if err := w.d(0).Resize(ctx, 2*testSize); err != nil {
+			t.Fatal(err)
+		}
+		w.isolate([]int{0}, []int{1}, true) // or it would let go
+		w.cells.set(func(c *testCells) { c.down = map[int]bool{0: true} })
+		if err := w.d(1).Takeover(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+		w.isolate([]int{0}, []int{1}, false)
+		w.cells.heal()
+		w.nodes[0].host.Load().Observe(w.cells.record())
+		// The disk was lost to another holder, and nothing with it.
+		if _, err := w.d(0).ReadAt(ctx, make([]byte, 512), 0); err != nil {
+			t.Errorf("read through the new holder: %v", err)
+		}
+		if err := w.d(0).Flush(ctx); err != nil {
+			t.Errorf("flush: %v", err)
+		}
+		w.detach(1)
+	})
+}
+
 func TestWriteThatReachedOneReplicaIsSettledByTheNextHolder(t *testing.T) {
 	for name, reached := range map[string]int{"on the first replica only": 0, "on the second replica only": 1} {
 		t.Run(name, func(t *testing.T) {

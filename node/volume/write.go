@@ -277,9 +277,10 @@ func (op *mutation) complete() bool {
 }
 
 // sealDone notes that a complete mutation is in volatile memory only, and says whether it still is there: not if a
-// replica that had done it was adopted after a restart.
+// replica that had done it was adopted after a restart. A larger size is durable when a replica has told that it has it, and what nobody wrote
+// need not be vouched for.
 func (h *holding) sealDone(op *mutation) bool {
-	if op.kind != wire.KindFlush && !h.dirty.Load() {
+	if op.kind != wire.KindFlush && op.kind != wire.KindResize && !h.dirty.Load() {
 		h.dirty.Store(true)
 	}
 	return h.generation.Load() == op.generation && h.over.Load() == nil
