@@ -133,14 +133,15 @@ func (n *Node) mayHaveSteps(p people, d tended, nodes []place.Node) bool {
 	return open || rule.InSync() != d.rec.MinSync || !place.Check(rule, d.rec, nodes).Met
 }
 
-// doer returns the node whose job a disk is: its holder, or if nobody holds it the first node, by id, with an in-sync replica. Zero: nobody's now.
+// doer returns the node whose job a disk is: its holder, or if nobody holds it, or its holder is long gone, the first node, by id, with an in-sync
+// replica. Zero: nobody's now.
 func (n *Node) doer(p people, rec crdt.Record) (doer ukai.NodeID) {
-	switch rec.Phase {
-	case crdt.PhaseActive, crdt.PhaseRecovering:
-		return rec.Holder
-	case crdt.PhaseReleased:
+	switch {
+	case rec.Phase == crdt.PhaseDeleted:
+	case rec.Phase == crdt.PhaseReleased, p.abandoned(rec):
 		doer, _ = caretaker(p, rec)
-	case crdt.PhaseDeleted:
+	default:
+		doer = rec.Holder
 	}
 	return doer
 }

@@ -190,13 +190,14 @@ func (n *Node) doing(p people, rec *crdt.Record, steps int) string {
 	if steps == 0 {
 		return ""
 	}
-	switch rec.Phase {
-	case crdt.PhaseActive, crdt.PhaseRecovering:
-		if !p.alive(rec.Holder) {
-			return fmt.Sprintf("nothing: %s has the disk attached and does not answer", p.ref(rec.Holder))
+	if (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering) && !p.abandoned(*rec) {
+		switch {
+		case p.alive(rec.Holder):
+			return "by " + p.ref(rec.Holder).String()
+		case p.repair > 0:
+			return fmt.Sprintf("nothing yet: %s has the disk attached and does not answer; others go on without it when it has been down for %v", p.ref(rec.Holder), p.repair)
 		}
-		return "by " + p.ref(rec.Holder).String()
-	case crdt.PhaseReleased, crdt.PhaseDeleted:
+		return fmt.Sprintf("nothing: %s has the disk attached and does not answer", p.ref(rec.Holder))
 	}
 	return "by a node with an in-sync replica"
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"ukai"
 	"ukai/crdt"
@@ -76,10 +77,11 @@ type people struct {
 	members map[ukai.NodeID]gossip.Member
 	told    map[ukai.DiskID]volume.Status // by those who hold disks or look after them, see hear
 	space   map[ukai.ReplicaID]int64      // bytes, as nodes told that were asked, see measure
+	repair  time.Duration                 // after which a node that is down is done without; negative: never
 }
 
 func (n *Node) people() people {
-	p := people{nodes: map[ukai.NodeID]*crdt.Node{}, members: map[ukai.NodeID]gossip.Member{}}
+	p := people{nodes: map[ukai.NodeID]*crdt.Node{}, members: map[ukai.NodeID]gossip.Member{}, repair: n.repairAfter()}
 	for _, m := range n.mesh.Members() {
 		p.members[m.ID] = m
 	}
@@ -119,6 +121,20 @@ func (p people) state(id ukai.NodeID) admin.NodeState {
 func (p people) alive(id ukai.NodeID) bool {
 	m, ok := p.members[id]
 	return ok && (m.State == gossip.Alive || m.State == gossip.Suspect)
+}
+
+// abandoned says whether a disk's holder has been retired, or down for so long that what it has is made anew elsewhere. Then others look after the
+// disk as if nobody held it: a copy may be missing, or a relocation half done, and no program may ever open the disk again. As always a majority of
+// the arbiters must hold the holder for dead before anybody takes the disk from it, and a reader elsewhere would have done that long ago.
+func (p people) abandoned(rec crdt.Record) bool {
+	if rec.Phase != crdt.PhaseActive && rec.Phase != crdt.PhaseRecovering || p.alive(rec.Holder) {
+		return false
+	}
+	if n, known := p.nodes[rec.Holder]; known && n.Retired {
+		return true
+	}
+	since := p.members[rec.Holder].Since
+	return p.repair > 0 && !since.IsZero() && time.Since(since) >= p.repair
 }
 
 // candidates returns the nodes as the planner sees them.

@@ -135,7 +135,7 @@ func (n *Node) hear(ctx context.Context, p *people, disks ...*crdt.Disk) {
 // teller returns the node that knows how far a disk's replicas are, if there is something to be told: its holder, or the one that brings
 // replicas back which are out.
 func teller(p people, rec crdt.Record) (ukai.NodeID, bool) {
-	if rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering {
+	if (rec.Phase == crdt.PhaseActive || rec.Phase == crdt.PhaseRecovering) && !p.abandoned(rec) {
 		return rec.Holder, p.alive(rec.Holder)
 	}
 	for i := range rec.Groups {

@@ -178,10 +178,10 @@ func fingerprint(nodes []place.Node, repairAfter time.Duration) uint64 {
 
 var fingerprintSeed = maphash.MakeSeed()
 
-// relocates says whether a disk's relocation is this node's to do: the holder's, or if nobody holds it that of the first node, by id, with an
-// in-sync replica.
+// relocates says whether a disk's relocation is this node's to do: the holder's, or if nobody holds it, or its holder is long gone, that of the first
+// node, by id, with an in-sync replica.
 func (n *Node) relocates(p people, rec crdt.Record) bool {
-	return rec.Phase != crdt.PhaseRecovering && n.doer(p, rec) == n.id
+	return (rec.Phase != crdt.PhaseRecovering || p.abandoned(rec)) && n.doer(p, rec) == n.id
 }
 
 // lost counts the replicas of a disk that are to be replaced.

@@ -22,7 +22,7 @@ const maintainPause = 30 * time.Second
 func (n *Node) maintain(p people, disks []tended, rest map[ukai.DiskID]time.Time) {
 	seen := map[ukai.DiskID]bool{}
 	for _, d := range disks {
-		if d.rec.Phase == crdt.PhaseReleased && (paused(d.Disk) || !returnable(p, d.rec)) || !n.maintains(p, d.rec) {
+		if (d.rec.Phase == crdt.PhaseReleased || p.abandoned(d.rec)) && (paused(d.Disk) || !returnable(p, d.rec)) || !n.maintains(p, d.rec) {
 			continue
 		}
 		seen[d.ID] = true
@@ -35,16 +35,16 @@ func (n *Node) maintain(p people, disks []tended, rest map[ukai.DiskID]time.Time
 	maps.DeleteFunc(rest, func(id ukai.DiskID, _ time.Time) bool { return !seen[id] })
 }
 
-// maintains says whether this node is to have a disk's replicas brought back: the disk is free and this is the first node, by id, with an in-sync
-// replica, or it is held by an earlier process of this node. Whoever holds a disk brings its replicas back without being told.
+// maintains says whether this node is to have a disk's replicas brought back: the disk is free, or its holder is long gone, and this is the first
+// node, by id, with an in-sync replica, or it is held by an earlier process of this node. Whoever holds a disk brings its replicas back without
+// being told.
 func (n *Node) maintains(p people, rec crdt.Record) bool {
-	switch rec.Phase {
-	case crdt.PhaseReleased:
+	switch {
+	case rec.Phase == crdt.PhaseReleased, p.abandoned(rec):
 		return n.relocates(p, rec)
-	case crdt.PhaseActive, crdt.PhaseRecovering:
+	case rec.Phase != crdt.PhaseDeleted:
 		_, here := n.host.Held(rec.Disk)
 		return rec.Holder == n.id && !here
-	case crdt.PhaseDeleted:
 	}
 	return false
 }

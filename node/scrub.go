@@ -201,7 +201,7 @@ func (n *Node) scrub(p people, disks []tended) {
 	var list []candidate
 	mine := map[ukai.DiskID]bool{}
 	for _, d := range disks {
-		if !n.relocates(p, d.rec) {
+		if !n.relocates(p, d.rec) || p.abandoned(d.rec) { // a scrub is no reason to take a disk from anybody
 			continue
 		}
 		mine[d.ID] = true

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -287,4 +288,60 @@ func TestARuleThatCannotBeMetIsRefusedWithReasons(t *testing.T) {
 			t.Fatalf("%v, reasons %+v", err, refusal)
 		}
 	})
+}
+
+// Nobody opens the disk again: the program that had it ended with its machine.
+func TestADiskWhoseHolderIsGoneIsRepairedThoughNobodyOpensIt(t *testing.T) {
+	for _, after := range []time.Duration{30 * time.Second, 0} {
+		t.Run(fmt.Sprint("repair-after=", after), func(t *testing.T) {
+			bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+				ctx, w1 := context.Background(), m.Nodes["w1"]
+				seconds := int64(after / time.Second)
+				if _, err := w1.SetDefaults(ctx, admin.SetDefaults{RepairAfterSeconds: &seconds}); err != nil {
+					t.Fatal(err)
+				}
+				m.Create("vm1", 4<<20, "dc=tokyo:2")
+				with, spare := m.placed("vm1")
+				g := m.attach(with[0].Name, "vm1")
+				g.write(0, 1)
+				g.flush()
+				m.Await("w1 knows who holds the disk", func() error {
+					d, err := w1.Disk(ctx, "vm1")
+					if err == nil && (d.Holder == nil || d.Holder.Name != with[0].Name) {
+						err = fmt.Errorf("%+v", d.Holder)
+					}
+					return err
+				})
+				with[0].Crash()
+				m.Await("the holder is held for dead", func() error {
+					d, err := w1.Disk(ctx, "vm1")
+					if err == nil && !slices.ContainsFunc(d.Warnings, func(w admin.Warning) bool { return w.Code == "holder-dead" }) {
+						err = fmt.Errorf("%+v", d.Warnings)
+					}
+					return err
+				})
+				time.Sleep(5 * time.Second)
+				p, err := w1.Placement(ctx, "vm1")
+				if err != nil || p.Met || after > 0 && p.Doing != "" && !strings.Contains(p.Doing, "when it has been down for 30s") {
+					t.Errorf("%v: met %t, doing %q", err, p.Met, p.Doing)
+				}
+				d, err := w1.Disk(ctx, "vm1")
+				if err != nil || d.Holder == nil || d.Holder.Name != with[0].Name {
+					t.Fatalf("taken before its holder had been down for %v: %v, %+v", after, err, d.Holder)
+				}
+				if after == 0 {
+					time.Sleep(time.Hour)
+					if d, err = w1.Disk(ctx, "vm1"); err != nil || d.Holder == nil || d.Holder.Name != with[0].Name {
+						t.Errorf("repairs are off: %v, %+v", err, d.Holder)
+					}
+					return
+				}
+				names := []string{with[1].Name + " in sync", spare.Name + " in sync"}
+				slices.Sort(names)
+				m.awaitLocations(w1, "vm1", names...)
+				m.unused(w1, "vm1")
+				m.wantReads(spare.Name, "vm1", 0, 1)
+			})
+		})
+	}
 }
