@@ -60,6 +60,10 @@ sim: ## simulate whole meshes bit for bit, seed by seed; SEEDS=n (default 20000:
 sim-mesh: ## break meshes of real nodes in virtual time at random; SEEDS=n campaigns (default 500) from FIRST=s
 	$(GO) test ./testnet/sim -run TestNothingIsLostOrStale -count=1 -v -timeout 0 -seeds $(or $(SEEDS),500) -first $(or $(FIRST),1)
 
+.PHONY: sim-kills
+sim-kills: ## kill each machine of a relocation at each of its moments in each way, in virtual time (10 minutes)
+	$(GO) test ./testnet/sim -run TestARelocationSurvives -count=1 -v -timeout 0 -kills
+
 .PHONY: chaos
 chaos: ## break a real mesh at random and check what its users see; MINUTES=n (default 10), SEED=s
 	@.ci/setup test

@@ -143,63 +143,6 @@ func TestScenario16AMigrationThatIsCalledOffGoesOnAtTheSource(t *testing.T) {
 	})
 }
 
-func TestScenario19ARelocationSurvivesTheDeathOfAnyNodeAtAnyTime(t *testing.T) {
-	delays := []time.Duration{50 * time.Millisecond, time.Second, 1100 * time.Millisecond, 1500 * time.Millisecond, 2500 * time.Millisecond}
-	if testing.Short() {
-		delays = delays[1:3]
-	}
-	for _, victim := range []string{"t1", "t2", "o1", "h1", "w1"} { // a source, the holder's neighbour, a target, the holder, an arbiter
-		for _, delay := range delays {
-			t.Run(fmt.Sprintf("%s after %v", victim, delay), func(t *testing.T) {
-				bubble(t, "t1:tokyo t2:tokyo o1:osaka o2:osaka h1:tokyo:witness w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
-					m.link("tokyo", "osaka", func(l *memnet.Link) { l.Delay, l.Rate = 5*time.Millisecond, 2<<20 })
-					m.Create("vm1", 4<<20, "dc=tokyo:2")
-					g := m.attach("h1", "vm1")
-					const blocks = 256
-					for i := range blocks {
-						g.write(i, 1)
-					}
-					g.flush()
-					if _, err := m.Nodes["o2"].PlaceDisk(context.Background(), "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:2"}}}); err != nil {
-						t.Fatal(err)
-					}
-					time.Sleep(delay)
-					m.Nodes[victim].Crash()
-					for i := 0; i < blocks && victim != "h1"; i += 7 {
-						g.write(i, 2)
-					}
-					time.Sleep(3 * time.Second)
-					m.Nodes[victim].Boot()
-					if victim == "h1" {
-						g = m.awaitAttach("h1", "vm1")
-						for i := 0; i < blocks; i += 7 {
-							g.write(i, 2)
-						}
-					}
-					m.awaitLocations(m.Nodes["o2"], "vm1", "o1 in sync", "o2 in sync")
-					g.detach()
-					m.Await("the arbiters have followed", func() error {
-						if got := arbiters(t, m.Nodes["o2"], "vm1"); slices.Contains(got, "t1") || slices.Contains(got, "t2") {
-							return fmt.Errorf("arbiters %v", got)
-						}
-						return nil
-					})
-					m.Nodes["t1"].Crash()
-					m.Nodes["t2"].Crash()
-					for i := range blocks {
-						want := byte(1)
-						if i%7 == 0 {
-							want = 2
-						}
-						m.wantReads("o1", "vm1", i, want)
-					}
-					m.wantEqualReplicas("vm1", blocks)
-				})
-			})
-		}
-	}
-}
-
 func TestScenario22AnArbiterThatWasWipedIsAnotherNodeAndIsReplaced(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		m.Create("vm1", 4<<20, "dc=tokyo:2")

@@ -41,7 +41,7 @@ var scenarios = []struct {
 	{16, "a migration that is called off after the source let go", "testnet/sim.TestScenario16AMigrationThatIsCalledOffGoesOnAtTheSource fusefs.TestLiveMigrationHandsTheDiskOver"},
 	{17, "a second user on another host", "testnet/e2e.TestASecondWriterElsewhereIsRefused fusefs.TestLockOfADiskHeldElsewhereIsRefusedAndNotTaken fusefs.TestTwoQEMUsCannotHaveOneDisk"},
 	{18, "QEMU is killed and starts again at once", "fusefs.TestQueryAndConflictWaitForTheReleaseOfAClosedFile fusefs.TestOFDLocksConflictAndEndWithTheirFile"},
-	{19, "a relocation of which source, target, holder or arbiter dies at some step", "testnet/sim.TestScenario19ARelocationSurvivesTheDeathOfAnyNodeAtAnyTime node/volume.TestNothingIsLostWhateverFailsAtWhateverStepOfAResync"},
+	{19, "a relocation of which source, target, holder or arbiter dies at some step", "testnet/sim.TestARelocationSurvivesTheDeathOfAnyMachineAtAnyMoment node/volume.TestNothingIsLostWhateverFailsAtWhateverStepOfAResync"},
 	{20, "an old record names a replica that was retired", "node.TestAReplicaThatTheRecordNamesIsNotPutAsideWhateverGossipSays node/volume.TestReplicaThatIsRetiredBeforeItReturnsIsNotNamedAgain"},
 	{21, "a replacement of arbiters that is interrupted", "node/cell.TestInterruptedReplacementOfArbitersIsFinishedByTheNextProposer node/cell.TestArbitersAreReplacedAndOldOnesRedirect node/cell.TestEveryOrderOfMessagesKeepsOneChain"},
 	{22, "an arbiter's disk is wiped", "testnet/sim.TestScenario22AnArbiterThatWasWipedIsAnotherNodeAndIsReplaced"},
