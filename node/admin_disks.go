@@ -71,7 +71,7 @@ func (n *Node) show(p people, d *crdt.Disk) admin.Disk {
 		out.Name, out.Histories = d.Name.Value, n.histories(p, d)
 		return out
 	}
-	out := n.describe(p, d.Name.Value, rec, d.Rule.Value)
+	out := n.describe(p, d.Name.Value, rec, wishOf(d))
 	out.Created, out.Scrub, out.Histories = d.Born.Stamp.Time(), showScrub(d, &rec), n.histories(p, d)
 	out.Warnings = append(out.Warnings, rottenDisk(d)...)
 	switch {
@@ -104,9 +104,9 @@ func grace(d *crdt.Disk) time.Duration {
 const codeArbiters = "arbiters"
 
 // describe tells what the record of the disk called name says, and what this node knows beside it.
-func (n *Node) describe(p people, name string, rec crdt.Record, rule string) admin.Disk {
+func (n *Node) describe(p people, name string, rec crdt.Record, want wish) admin.Disk {
 	out := admin.Disk{
-		ID: rec.Disk, Name: name, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: rule, RuleMet: true, MinSync: rec.MinSync,
+		ID: rec.Disk, Name: name, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: want.text, RuleMet: true, MinSync: rec.MinSync,
 		OnLoss: rec.OnLoss.String(), Ack: rec.Ack.String(), Quorum: quorumText(p, &rec), Epoch: rec.Epoch.String(), Version: rec.Version,
 		State: admin.DiskIdle, AllocatedBytes: -1,
 	}
@@ -179,10 +179,10 @@ func (n *Node) describe(p people, name string, rec crdt.Record, rule string) adm
 	for _, r := range place.Risks(rec.Arbiters, nodesOf(&rec), candidates) {
 		warn(admin.Notice, codeArbiters, r.Help, "%s", r.Text)
 	}
-	if parsed, err := place.ParseText(rule); rule != "" && err == nil {
-		if s := place.Check(parsed, rec, candidates); !s.Met {
+	if want.text != "" && want.err == nil {
+		if s := place.Check(want.rule, rec, candidates); !s.Met {
 			out.RuleMet = false
-			warn(admin.Warn, "rule-unmet", "ukai-node place show "+name, "rule %s is not met: %s", rule, strings.Join(s.Differences, "; "))
+			warn(admin.Warn, "rule-unmet", "ukai-node place show "+name, "rule %s is not met: %s", want.now(), strings.Join(s.Differences, "; "))
 		}
 	}
 	return out

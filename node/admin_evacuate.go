@@ -119,7 +119,8 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 		if paused(d) {
 			trouble("ukai-node jobs resume "+ref.Name, "its job is paused")
 		}
-		plan, err := n.planning(nodes).plan(d.Rule.Value, rec) // each disk that moves leaves less room to the next
+		want := wishOf(d)
+		plan, err := n.planning(nodes).plan(want, rec) // each disk that moves leaves less room to the next
 		if err != nil {
 			trouble("", "%v", err)
 			return
@@ -145,7 +146,7 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 		}
 		switch {
 		case dropped < replicas && plan.Unmet != "":
-			trouble("give it a rule that other nodes meet: ukai-node place disk "+ref.Name+" TERM...", "rule %s, without these nodes: %s", d.Rule.Value, plan.Missing)
+			trouble("give it a rule that other nodes meet: ukai-node place disk "+ref.Name+" TERM...", "rule %s, without these nodes: %s", want.now(), plan.Missing)
 		case dropped < replicas:
 			trouble("", "%d of its replicas would stay", replicas-dropped)
 		case !slices.ContainsFunc(arbiters, gone):

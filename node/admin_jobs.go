@@ -53,14 +53,15 @@ func (n *Node) Jobs(ctx context.Context, q admin.JobQuery) ([]admin.Job, error) 
 
 // job returns the job of a disk, if it has one that is asked for.
 func (n *Node) job(p people, d tended, l *planning, q admin.JobQuery) (admin.Job, bool) {
-	stored, open := jobOf(d.Disk)
+	want := wishOf(d.Disk)
+	stored, open := jobOf(d.Disk, want)
 	out := admin.Job{Disk: admin.DiskRef{ID: d.ID, Name: d.Name.Value}, Kind: stored.Kind, Node: p.ref(n.doer(p, d.rec))}
 	if stored.Since != 0 {
 		out.Since = time.UnixMilli(stored.Since)
 	}
 	var plan place.Plan
-	if d.Rule.Value != "" && n.mayHaveSteps(p, d, l.nodes) {
-		plan, _ = l.plan(d.Rule.Value, d.rec) // a rule that cannot be read is told of by place show
+	if want.text != "" && n.mayHaveSteps(p, d, want, l.nodes) {
+		plan, _ = l.plan(want, d.rec) // a rule that cannot be read is told of by place show
 	}
 	left, lacking := n.bytesLeft(d.rec, plan)
 	if !open && len(plan.Steps) == 0 && !lacking {
@@ -119,18 +120,17 @@ func percent(done, total int64) int {
 }
 
 // mayHaveSteps says whether it is worth planning for a disk: planning costs more than this.
-func (n *Node) mayHaveSteps(p people, d tended, nodes []place.Node) bool {
+func (n *Node) mayHaveSteps(p people, d tended, want wish, nodes []place.Node) bool {
 	for _, id := range append(nodesOf(&d.rec), d.rec.Arbiters...) {
 		if node := p.nodes[id]; node == nil || node.Retired || node.Drain.Value || !p.alive(id) {
 			return true
 		}
 	}
-	rule, err := place.ParseText(d.Rule.Value)
-	if err != nil {
+	if want.err != nil {
 		return false
 	}
-	_, open := jobOf(d.Disk)
-	return open || rule.InSync() != d.rec.MinSync || !place.Check(rule, d.rec, nodes).Met
+	_, open := jobOf(d.Disk, want)
+	return open || want.rule.InSync() != d.rec.MinSync || !place.Check(want.rule, d.rec, nodes).Met
 }
 
 // doer returns the node whose job a disk is: its holder, or if nobody holds it, or its holder is long gone, the first node, by id, with an in-sync
@@ -303,7 +303,7 @@ func (n *Node) OrderJob(ctx context.Context, disk string, o admin.OrderJob) (adm
 
 // cancelJob calls off a scrub, or gives a disk the rule that it had before. What was copied for the newer one is dropped like any replica that its rule does not want.
 func (n *Node) cancelJob(d *crdt.Disk, j admin.Job) error {
-	before := d.Policy[policyRuleBefore].Value
+	before, want := d.Policy[policyRuleBefore].Value, wishOf(d)
 	switch {
 	case j.Kind == "scrub":
 		return n.cancelScrub(d)
@@ -311,10 +311,12 @@ func (n *Node) cancelJob(d *crdt.Disk, j admin.Job) error {
 		return fmt.Errorf("%w: it goes on for as long as nodes are drained that have replicas of the disk; pause it, or end that: ukai-node evacuate NODE --cancel", ukai.ErrRejected)
 	case j.Kind != "relocation":
 		return fmt.Errorf("%w: the rule %s asks for these replicas; pause it, or give the disk another rule: ukai-node place disk %s", ukai.ErrRejected, d.Rule.Value, d.Name.Value)
+	case want.asked.Follow != 0 && (before == "" || before == d.Rule.Value):
+		return fmt.Errorf("%w: the disk follows its VM, its rule is %s; pause it, or give the disk a rule that says a place: ukai-node place disk %s", ukai.ErrRejected, d.Rule.Value, d.Name.Value)
 	case before == "" || before == d.Rule.Value:
 		return fmt.Errorf("%w: no rule is known that it had before %s; pause it, or give the disk another rule: ukai-node place disk %s", ukai.ErrRejected, d.Rule.Value, d.Name.Value)
 	}
-	if stored, open := jobOf(d); open {
+	if stored, open := jobOf(d, want); open {
 		stored.Ended, stored.Result = time.Now().UnixMilli(), admin.JobCancelled
 		n.recordJob(d, stored)
 	}

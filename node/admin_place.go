@@ -46,10 +46,11 @@ func (n *Node) placementOf(ctx context.Context, p people, d *crdt.Disk, steps bo
 	if r, ok := d.Record(); ok {
 		rec = &r
 	}
-	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, d.Rule.Value, rec)
-	if steps && rec != nil && d.Rule.Value != "" {
-		if rule, err := place.ParseText(d.Rule.Value); err == nil { // one that cannot be read is told of already
-			if plan, costs, err := n.costed(ctx, p, rule, *rec); err == nil {
+	want := wishOf(d)
+	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, want, rec)
+	if steps && rec != nil && want.text != "" {
+		if want.err == nil { // one that cannot be read is told of already
+			if plan, costs, err := n.costed(ctx, p, want.rule, *rec); err == nil {
 				n.addSteps(p, &out, plan, costs, rec)
 			}
 		}
@@ -152,29 +153,28 @@ func costsOf(p people, plan place.Plan, costs place.Costs) *admin.Costs {
 }
 
 // placement compares a rule with a record.
-func (n *Node) placement(p people, disk admin.DiskRef, rule string, rec *crdt.Record) admin.Placement {
-	out := admin.Placement{Disk: disk, Rule: rule, Wanted: []admin.Want{}, Replicas: []admin.Replica{}}
+func (n *Node) placement(p people, disk admin.DiskRef, want wish, rec *crdt.Record) admin.Placement {
+	out := admin.Placement{Disk: disk, Rule: want.text, Here: showHere(p, want), Wanted: []admin.Want{}, Replicas: []admin.Replica{}}
 	if rec == nil {
 		out.Differences = []string{"what is true of this disk is not known here"}
 		return out
 	}
-	described := n.describe(p, disk.Name, *rec, rule)
+	described := n.describe(p, disk.Name, *rec, want)
 	out.Replicas, out.Arbiters = described.Replicas, described.Arbiters
 	for _, w := range described.Warnings {
 		if w.Code == codeArbiters {
 			out.Warnings = append(out.Warnings, w)
 		}
 	}
-	if rule == "" {
+	if want.text == "" {
 		out.Met = true
 		return out
 	}
-	parsed, err := place.ParseText(rule)
-	if err != nil {
-		out.Differences = []string{err.Error()}
+	if want.err != nil {
+		out.Differences = []string{want.err.Error()}
 		return out
 	}
-	s := place.Check(parsed, *rec, p.candidates())
+	s := place.Check(want.rule, *rec, p.candidates())
 	out.Met, out.Differences = s.Met, s.Differences
 	for _, t := range s.Terms {
 		out.Wanted = append(out.Wanted, admin.Want{Term: t.Term, Count: t.Want, Have: t.Have, Nodes: t.Nodes})
@@ -208,7 +208,7 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 	if err != nil {
 		return admin.Placement{}, err
 	}
-	rule, err := parseRule(change.Rule)
+	asked, err := parseRule(change.Rule)
 	if err != nil {
 		return admin.Placement{}, err
 	}
@@ -217,6 +217,18 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 		return admin.Placement{}, err
 	}
 	p := n.people()
+	if asked.Follow != 0 {
+		n.hear(ctx, &p, d)
+	}
+	here, err := n.hereFor(p, d, rec, asked)
+	want := wishFor(asked, here)
+	if err == nil {
+		err = want.err
+	}
+	if err != nil {
+		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
+	}
+	rule := want.rule
 	plan, costs, err := n.costed(ctx, p, rule, rec)
 	if err != nil {
 		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
@@ -228,9 +240,16 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 	}
 	if !change.DryRun {
 		err := n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
-			set, err := c.SetRule(d.ID, rule.String(), stamp())
-			if err != nil || rule.String() == d.Rule.Value {
+			set, err := c.SetRule(d.ID, want.text, stamp())
+			if err != nil || want.text == d.Rule.Value {
 				return set, err
+			}
+			if asked.Follow != 0 {
+				at, err := setHere(c, d.ID, here, stamp())
+				if err != nil {
+					return set, err
+				}
+				set = set.Join(at)
 			}
 			before, err := c.SetPolicy(d.ID, policyRuleBefore, d.Rule.Value, stamp())
 			return set.Join(before), err
@@ -238,9 +257,9 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 		if err != nil {
 			return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
 		}
-		n.events.add(admin.Event{Level: admin.Fine, Kind: "rule-set", Disk: d.Name.Value, Text: fmt.Sprintf("the rule of disk %s is now %s", d.Name.Value, rule)})
+		n.events.add(admin.Event{Level: admin.Fine, Kind: "rule-set", Disk: d.Name.Value, Text: fmt.Sprintf("the rule of disk %s is now %s", d.Name.Value, want.text)})
 	}
-	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, rule.String(), &rec)
+	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, want, &rec)
 	n.addSteps(p, &out, plan, costs, &rec)
 	if change.DryRun && len(plan.Steps) > 0 && rec.Phase == crdt.PhaseActive && p.alive(rec.Holder) {
 		f := n.forecasts(ctx, p, rec, plan, []place.Node{{ID: rec.Holder}})

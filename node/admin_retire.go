@@ -137,7 +137,7 @@ func missed(p people, gone ukai.NodeID, without *planning, d *crdt.Disk, rec crd
 		warn(admin.Critical, fmt.Sprintf("make sure that they are gone for good, then: ukai-node disk force %s --gone %s", d.Name.Value, strings.Join(refs(p, missing), ",")),
 			"most of its arbiters do not answer, and what is lost cannot be made anew without them")
 	}
-	if plan, err := without.plan(d.Rule.Value, rec); copied && err == nil && plan.Unmet != "" {
+	if plan, err := without.plan(wishOf(d), rec); copied && err == nil && plan.Unmet != "" {
 		warn(admin.Warn, plan.Help, "rule %s cannot be met without it: %s", d.Rule.Value, plan.Missing)
 	}
 }

@@ -191,7 +191,7 @@ func (n *Node) count(p people, d *crdt.Disk, s *admin.Status) {
 		return
 	}
 	s.Disks.SizeBytes += rec.Size
-	disk := n.describe(p, d.Name.Value, rec, d.Rule.Value)
+	disk := n.describe(p, d.Name.Value, rec, wishOf(d))
 	if disk.Holder != nil {
 		s.Disks.Attached++
 	}
@@ -310,7 +310,7 @@ func (n *Node) unmetOn(p people, id ukai.NodeID) (list []admin.Warning) {
 		if !slices.Contains(nodesOf(&rec), id) {
 			return
 		}
-		for _, w := range n.describe(p, d.Name.Value, rec, d.Rule.Value).Warnings {
+		for _, w := range n.describe(p, d.Name.Value, rec, wishOf(d)).Warnings {
 			if w.Code == "rule-unmet" {
 				list = append(list, w)
 			}

@@ -29,12 +29,12 @@ const fallbackRule = "any:1"
 // hears of the disk only when a majority of its arbiters has that record. A crash in between leaves empty replicas that no
 // record names.
 func (n *Node) CreateDisk(ctx context.Context, d admin.NewDisk) (admin.DiskCreated, error) {
-	rule, rec, choice, err := n.design(d)
+	want, rec, choice, err := n.design(d)
 	if err != nil {
 		return admin.DiskCreated{}, err
 	}
 	if d.DryRun {
-		return n.designed(d, rule, rec, choice), nil
+		return n.designed(d, want, rec, choice), nil
 	}
 	err = n.makeReplicas(ctx, rec)
 	if err == nil {
@@ -45,12 +45,17 @@ func (n *Node) CreateDisk(ctx context.Context, d admin.NewDisk) (admin.DiskCreat
 		return admin.DiskCreated{}, errors.Join(fmt.Errorf("create disk %s: %w", d.Name, err), n.unmakeReplicas(ctx, rec))
 	}
 	err = n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
-		return c.CreateDisk(crdt.Born{Creator: n.id, Stamp: stamp(), Name: d.Name}, rule.String(), rec)
+		made, err := c.CreateDisk(crdt.Born{Creator: n.id, Stamp: stamp(), Name: d.Name}, want.text, rec)
+		if err != nil || want.asked.Follow == 0 {
+			return made, err
+		}
+		here, err := setHere(c, rec.Disk, want.here, stamp())
+		return made.Join(here), err
 	})
 	if err != nil { // another disk has taken the name meanwhile, for one
 		return admin.DiskCreated{}, errors.Join(fmt.Errorf("create disk %s: %w", d.Name, err), n.unmake(ctx, rec))
 	}
-	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-created", Disk: d.Name, Text: fmt.Sprintf("disk %s of %d bytes was created by %s", d.Name, rec.Size, rule)})
+	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-created", Disk: d.Name, Text: fmt.Sprintf("disk %s of %d bytes was created by %s", d.Name, rec.Size, want.text)})
 	out := admin.DiskCreated{}
 	if out.Disk, err = n.Disk(ctx, rec.Disk.String()); err != nil {
 		return out, err
@@ -60,9 +65,9 @@ func (n *Node) CreateDisk(ctx context.Context, d admin.NewDisk) (admin.DiskCreat
 }
 
 // design decides what a new disk is to be, changing nothing.
-func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, error) {
-	fail := func(err error) (place.Rule, crdt.Record, place.Choice, error) {
-		return place.Rule{}, crdt.Record{}, place.Choice{}, err
+func (n *Node) design(d admin.NewDisk) (wish, crdt.Record, place.Choice, error) {
+	fail := func(err error) (wish, crdt.Record, place.Choice, error) {
+		return wish{}, crdt.Record{}, place.Choice{}, err
 	}
 	if err := ukai.CheckName("disk", d.Name); err != nil {
 		return fail(err)
@@ -88,17 +93,28 @@ func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, e
 	if taken {
 		return fail(fmt.Errorf("disk %s: %w; choose another name, or remove that one: ukai-node disk rm %s", d.Name, ukai.ErrExists, d.Name))
 	}
-	var rule place.Rule
+	var asked place.Rule
 	var err error
 	if d.Rule != nil {
-		rule, err = parseRule(*d.Rule)
+		asked, err = parseRule(*d.Rule)
 	} else {
-		rule, err = place.ParseText(n.defaultRule())
+		asked, err = place.ParseText(n.defaultRule())
 	}
 	if err != nil {
 		return fail(err)
 	}
 	people := n.people()
+	here := place.Here{Node: n.id, Since: time.Now()} // where the disk is created, until it has been used elsewhere
+	if asked.Follow != 0 {
+		if here.Values, err = place.HereAt(asked, n.asPlace(people)); err != nil {
+			return fail(err)
+		}
+	}
+	want := wishFor(asked, here)
+	if want.err != nil {
+		return fail(want.err)
+	}
+	rule := want.rule
 	candidates := people.candidates()
 	choice, err := place.Initial(rule, d.SizeBytes, candidates, n.mesh.Estimate)
 	if err != nil {
@@ -119,7 +135,7 @@ func (n *Node) design(d admin.NewDisk) (place.Rule, crdt.Record, place.Choice, e
 	rec.MinSync = rule.InSync()
 	arbiters, _ := place.Arbiters(choice.Nodes, candidates, n.mesh.Estimate)
 	rec.Arbiters = arbiters
-	return rule, rec, choice, rec.Check()
+	return want, rec, choice, rec.Check()
 }
 
 // makeReplicas makes empty replicas on their nodes, all at once.
@@ -227,7 +243,7 @@ func (n *Node) takesReplicas() error {
 }
 
 func parseRule(r admin.Rule) (place.Rule, error) {
-	o := place.Options{Spread: r.Spread, MinSync: r.MinSync}
+	o := place.Options{Spread: r.Spread, MinSync: r.MinSync, Follow: time.Duration(r.FollowSeconds) * time.Second}
 	if r.Prefer {
 		o.Mode = place.Prefer
 	}
@@ -254,11 +270,11 @@ func (p people) reasons(list []place.Reason) []admin.Reason {
 }
 
 // designed is the answer to a dry run.
-func (n *Node) designed(d admin.NewDisk, rule place.Rule, rec crdt.Record, choice place.Choice) admin.DiskCreated {
+func (n *Node) designed(d admin.NewDisk, want wish, rec crdt.Record, choice place.Choice) admin.DiskCreated {
 	people := n.people()
-	disk := n.describe(people, d.Name, rec, rule.String())
+	disk := n.describe(people, d.Name, rec, want)
 	disk.ID = ukai.DiskID{}
-	p := n.placement(people, admin.DiskRef{Name: d.Name}, rule.String(), &rec)
+	p := n.placement(people, admin.DiskRef{Name: d.Name}, want, &rec)
 	p.Reasons, p.DryRun = people.reasons(choice.Reasons), true
 	return admin.DiskCreated{Disk: disk, Placement: p}
 }

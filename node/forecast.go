@@ -48,7 +48,8 @@ func (n *Node) Forecast(ctx context.Context, disk, at string, terms []string) (a
 	})
 	hosts = hosts[:min(len(hosts), maxForecastNodes)]
 
-	rule, err := place.ParseText(d.Rule.Value)
+	want := wishOf(d)
+	rule, err := want.rule, want.err
 	if len(terms) > 0 {
 		rule, err = place.ParseRule(terms, place.Options{})
 	}

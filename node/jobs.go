@@ -39,13 +39,13 @@ type job struct {
 	Done   int64          `json:"done"`
 }
 
-// jobOf returns the last job of a disk that was recorded; open says whether it goes on, for the rule that the disk has.
-func jobOf(d *crdt.Disk) (j job, open bool) {
+// jobOf returns the last job of a disk that was recorded; open says whether it goes on, for what is wanted of the disk now.
+func jobOf(d *crdt.Disk, want wish) (j job, open bool) {
 	p, ok := d.Policy[policyJob]
 	if !ok || json.Unmarshal([]byte(p.Value), &j) != nil {
 		return job{}, false
 	}
-	return j, j.Ended == 0 && j.Rule == d.Rule.Value
+	return j, j.Ended == 0 && j.Rule == want.now()
 }
 
 // paused says whether an administrator has the disk's job paused.
@@ -78,17 +78,17 @@ func (n *Node) recordJob(d *crdt.Disk, j job) {
 }
 
 // beginJob records that what a plan says begins, unless it is a part of what has begun already.
-func (n *Node) beginJob(d tended, plan place.Plan) {
-	if _, open := jobOf(d.Disk); open {
+func (n *Node) beginJob(d tended, want wish, plan place.Plan) {
+	if _, open := jobOf(d.Disk, want); open {
 		return
 	}
 	left, _ := n.bytesLeft(d.rec, plan)
-	n.recordJob(d.Disk, job{Kind: n.kindOf(n.people(), d.rec, plan), Rule: d.Rule.Value, Since: time.Now().UnixMilli(), Total: left})
+	n.recordJob(d.Disk, job{Kind: n.kindOf(n.people(), d.rec, plan), Rule: want.now(), Since: time.Now().UnixMilli(), Total: left})
 }
 
 // followJob records how far a job has come, where that is worth it, and its end.
-func (n *Node) followJob(d tended, plan place.Plan) {
-	j, open := jobOf(d.Disk)
+func (n *Node) followJob(d tended, want wish, plan place.Plan) {
+	j, open := jobOf(d.Disk, want)
 	if !open {
 		return
 	}

@@ -87,7 +87,7 @@ func (n *Node) tend() {
 	defer cancel()
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
-	maintained := map[ukai.DiskID]time.Time{}
+	maintained, unused := map[ukai.DiskID]time.Time{}, map[ukai.DiskID]time.Time{}
 	var looked time.Time
 	open := false // jobs whose progress is to be told
 	for news := true; ; {
@@ -106,7 +106,7 @@ func (n *Node) tend() {
 		p := n.people()
 		var disks []tended
 		n.eachLive(func(d *crdt.Disk, rec crdt.Record) { disks = append(disks, tended{d, rec}) })
-		open = n.relocate(p, disks)
+		open = n.relocate(p, disks, unused)
 		n.maintain(p, disks, maintained)
 		n.scrub(p, disks)
 	}
@@ -119,7 +119,8 @@ type tended struct {
 }
 
 // relocate begins the next step of each disk that is this node's to relocate, and says whether one of them has a job that was begun.
-func (n *Node) relocate(p people, disks []tended) (begun bool) {
+// unused is what follow keeps.
+func (n *Node) relocate(p people, disks []tended, unused map[ukai.DiskID]time.Time) (begun bool) {
 	nodes := p.candidates()
 	facts := fingerprint(nodes, n.repairAfter())
 	mine := map[ukai.DiskID]bool{}
@@ -129,37 +130,39 @@ func (n *Node) relocate(p people, disks []tended) (begun bool) {
 			continue
 		}
 		mine[d.ID] = true
-		if n.obey(d) || d.Rule.Value == "" {
+		want := n.follow(p, d, unused)
+		if n.obey(d) || want.text == "" {
 			continue
 		}
-		if _, open := jobOf(d.Disk); open {
+		if _, open := jobOf(d.Disk, want); open {
 			begun = true
 		}
-		seen := settledFor{d.rec.Version, d.Rule.Value, facts, n.lost(d.ID)}
+		seen := settledFor{d.rec.Version, want.now(), facts, n.lost(d.ID)}
 		if due, settled := n.relocations.due(d.ID, seen); !due {
 			if settled {
-				n.followJob(d, place.Plan{})
+				n.followJob(d, want, place.Plan{})
 			}
 			continue
 		}
 		if planning == nil {
 			planning = n.planning(nodes)
 		}
-		plan, err := planning.plan(d.Rule.Value, d.rec)
+		plan, err := planning.plan(want, d.rec)
 		if err != nil {
 			continue
 		}
-		n.followJob(d, plan)
+		n.followJob(d, want, plan)
 		switch {
 		case len(plan.Steps) == 0:
 			n.relocations.rest(d.ID, seen, plan.Unmet == "")
 		case n.relocations.begin(d.ID, n.told(p, plan.Steps[0])):
-			if !n.spawn(func() { n.beginJob(d, plan); n.carryOut(d.Disk, d.rec, plan.Steps[0]) }) {
+			if !n.spawn(func() { n.beginJob(d, want, plan); n.carryOut(d.Disk, d.rec, plan.Steps[0]) }) {
 				n.relocations.end(d.ID, nil)
 			}
 		}
 	}
 	n.relocations.keep(mine)
+	maps.DeleteFunc(unused, func(id ukai.DiskID, _ time.Time) bool { return !mine[id] })
 	return begun
 }
 
@@ -218,12 +221,11 @@ func (n *Node) planning(nodes []place.Node) *planning {
 }
 
 // plan plans a disk's relocation. The plan has no reasons.
-func (l *planning) plan(rule string, rec crdt.Record) (place.Plan, error) {
-	parsed, err := place.ParseText(rule)
-	if err != nil {
-		return place.Plan{}, err
+func (l *planning) plan(want wish, rec crdt.Record) (place.Plan, error) {
+	if want.err != nil {
+		return place.Plan{}, want.err
 	}
-	in, others := l.n.planned(parsed, rec, l.nodes)
+	in, others := l.n.planned(want.rule, rec, l.nodes)
 	for _, bytes := range l.n.replicas.Allocated(l.n.ctx, rec.Disk) {
 		in.Allocated = max(in.Allocated, bytes)
 	}
@@ -231,7 +233,7 @@ func (l *planning) plan(rule string, rec crdt.Record) (place.Plan, error) {
 		return place.Relocate(in)
 	}
 	l.planner.Lost = in.Lost
-	return l.planner.Plan(parsed, rec, in.Allocated)
+	return l.planner.Plan(want.rule, rec, in.Allocated)
 }
 
 // planned is what a plan is made from, but for what is allocated. others says that it has other nodes than those given: some take no new

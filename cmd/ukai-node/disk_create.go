@@ -57,7 +57,10 @@ Without terms the mesh's default rule holds.`,
 			}
 			switch {
 			case len(args) > 2:
-				rule := flags.rule(args[2:])
+				rule, err := flags.rule(args[2:])
+				if err != nil {
+					return err
+				}
 				disk.Rule = &rule
 			case flags.given():
 				return usageError{errRuleFlagsWithoutTerms}

@@ -19,8 +19,12 @@ const termHelp = `A rule is one or more terms SELECTOR:COUNT. A selector is key=
   dc=tokyo:2                     two replicas in tokyo
   dc=tokyo+ssd=yes:1 dc=osaka:1  one on a node in tokyo with an SSD, one in osaka
   node=t1:1                      one on the node t1
+  dc=$here:2 dc!=$here:1         two where the VM runs, one elsewhere (with --follow 10m)
 
-Two replicas of a disk never lie on the same node; --spread KEY keeps them apart further, for example by rack.`
+Two replicas of a disk never lie on the same node; --spread KEY keeps them apart further, for example by rack.
+$here, as the value of a label, is that of the node on which the disk has been used for as long as --follow says: a VM that stays in another
+datacenter takes its data along, one that only passes through does not. Until then it is where the disk was created, or was when it got the rule.
+Put it into single quotes, or the shell replaces it.`
 
 func (a *app) placeCommand() *cobra.Command {
 	return group("place", "Decide where data lies: labels of nodes and rules of disks", a.placeNodeCommand(), a.placeDiskCommand(), a.placeDefaultCommand(), a.placeShowCommand())
@@ -31,6 +35,7 @@ type ruleFlags struct {
 	spread         []string
 	strict, prefer bool
 	minSync        int
+	follow         time.Duration
 }
 
 func (r *ruleFlags) add(c *cobra.Command) {
@@ -38,19 +43,27 @@ func (r *ruleFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&r.strict, "strict", false, "refuse the rule if it cannot be met now (the default)")
 	c.Flags().BoolVar(&r.prefer, "prefer", false, "accept the rule all the same, with a standing warning")
 	c.Flags().IntVar(&r.minSync, "min-sync", 0, "fewest in-sync replicas, `N`, with which writes go on (default 1)")
+	c.Flags().DurationVar(&r.follow, "follow", 0, "for how long, `DURATION`, a VM must have run elsewhere before $here means that place")
+	c.Flags().Lookup("follow").DefValue = ""
 	c.MarkFlagsMutuallyExclusive("strict", "prefer")
 	_ = c.RegisterFlagCompletionFunc("spread", cobra.FixedCompletions([]string{"dc", "rack", "host"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-func (r *ruleFlags) rule(terms []string) admin.Rule {
-	return admin.Rule{Terms: terms, Spread: r.spread, Prefer: r.prefer, MinSync: r.minSync}
+// rule returns the rule that terms and flags make.
+func (r *ruleFlags) rule(terms []string) (admin.Rule, error) {
+	if r.follow%time.Second != 0 {
+		return admin.Rule{}, usageError{fmt.Errorf("--follow %v: whole seconds only", r.follow)}
+	}
+	return admin.Rule{Terms: terms, Spread: r.spread, Prefer: r.prefer, MinSync: r.minSync, FollowSeconds: int64(r.follow / time.Second)}, nil
 }
 
 // errRuleFlagsWithoutTerms refuses flags of a rule where there is none.
-var errRuleFlagsWithoutTerms = errors.New("--spread, --strict, --prefer and --min-sync belong to a rule: give terms such as dc=tokyo:2")
+var errRuleFlagsWithoutTerms = errors.New("--spread, --strict, --prefer, --min-sync and --follow belong to a rule: give terms such as dc=tokyo:2")
 
 // given says whether one of the flags was given.
-func (r *ruleFlags) given() bool { return len(r.spread) > 0 || r.strict || r.prefer || r.minSync != 0 }
+func (r *ruleFlags) given() bool {
+	return len(r.spread) > 0 || r.strict || r.prefer || r.minSync != 0 || r.follow != 0
+}
 
 // printPlacement tells what is wanted of a disk, what is true, and why they differ.
 func (a *app) printPlacement(p admin.Placement) {
@@ -59,6 +72,9 @@ func (a *app) printPlacement(p admin.Placement) {
 		met = a.colour(yellow, "not met")
 	}
 	a.say("%s  rule %s: %s", p.Disk.Name, dash(p.Rule), met)
+	if p.Here != nil {
+		a.printHere(*p.Here)
+	}
 	var rows [][]string
 	for _, w := range p.Wanted {
 		rows = append(rows, []string{"  " + w.Term, fmt.Sprintf("%d of %d", w.Have, w.Count), dash(strings.Join(w.Nodes, ", "))})
@@ -83,6 +99,18 @@ func (a *app) printPlacement(p admin.Placement) {
 	a.warnings(p.Warnings)
 	if p.Notice != "" {
 		a.say("notice: %s", p.Notice)
+	}
+}
+
+// printHere tells what $here stands for, and whether that is about to change.
+func (a *app) printHere(h admin.Here) {
+	why := "where most copies are"
+	if h.Node != nil {
+		why = "used on " + h.Node.String()
+	}
+	a.say("  $here: %s, since %s (%s)", dash(h.Values.String()), dash(a.ago(h.Since)), why)
+	if n := h.Next; n != nil {
+		a.say("  next: used on %s, %s, since %s; the disk follows at %s", n.Node, n.Values, a.ago(n.Since), n.At.UTC().Format(time.DateTime+" UTC"))
 	}
 }
 

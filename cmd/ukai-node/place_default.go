@@ -31,7 +31,10 @@ records on it are made anew on other nodes. A node that returns before is brough
 			var set admin.SetDefaults
 			switch {
 			case len(args) > 0:
-				rule := flags.rule(args)
+				rule, err := flags.rule(args)
+				if err != nil {
+					return err
+				}
 				set.Rule = &rule
 			case flags.given():
 				return usageError{errRuleFlagsWithoutTerms}

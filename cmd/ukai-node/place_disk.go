@@ -27,7 +27,8 @@ then the others are dropped, and the arbiters follow. Nodes that die meanwhile d
 what each of them copies on which way, how long that takes, and how many copies are in sync then; what crosses each link, and the space it takes on each
 node. Place show tells how far it is. The space of a dropped replica is freed an hour later.`,
 		Example: `  ukai-node place disk vm1 dc=tokyo:2 dc=osaka:1 --spread rack
-  ukai-node place disk vm1 dc=osaka:2 --dry-run`,
+  ukai-node place disk vm1 dc=osaka:2 --dry-run
+  ukai-node place disk vm1 'dc=$here:2' --follow 10m`,
 		Args: atLeast("the NAME of a disk", "a TERM such as dc=tokyo:2"),
 		ValidArgsFunction: func(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
@@ -36,8 +37,12 @@ node. Place show tells how far it is. The space of a dropped replica is freed an
 			return a.completeLabels(c, ":")
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			rule, err := flags.rule(args[1:])
+			if err != nil {
+				return err
+			}
 			return a.ask(c, func(ctx context.Context, node *admin.Client) error {
-				p, err := node.PlaceDisk(ctx, args[0], admin.PlaceDisk{Rule: flags.rule(args[1:]), DryRun: dryRun})
+				p, err := node.PlaceDisk(ctx, args[0], admin.PlaceDisk{Rule: rule, DryRun: dryRun})
 				if err != nil {
 					return err
 				}

@@ -1,6 +1,10 @@
 package admin
 
-import "ukai"
+import (
+	"time"
+
+	"ukai"
+)
 
 // Rule says where an administrator wants a disk's replicas.
 type Rule struct {
@@ -8,6 +12,8 @@ type Rule struct {
 	Spread  []string `json:"spread,omitempty" maxItems:"8" doc:"label keys of which no two replicas share a value"`
 	Prefer  bool     `json:"prefer,omitempty" doc:"accept the rule with a standing warning where it cannot be met"`
 	MinSync int      `json:"minSync,omitempty" minimum:"0" maximum:"8" doc:"fewest in-sync replicas with which writes go on; 0: 1"`
+	// FollowSeconds is wanted where a term says $here, and only there.
+	FollowSeconds int64 `json:"followSeconds,omitempty" minimum:"0" maximum:"2592000" doc:"for how long the disk must have been used elsewhere before key=$here means that place; 0: no term says $here, else at least 10"`
 }
 
 // PlaceDisk gives a disk a rule.
@@ -20,6 +26,7 @@ type PlaceDisk struct {
 type Placement struct {
 	Disk        DiskRef   `json:"disk"`
 	Rule        string    `json:"rule" doc:"as text; empty if the disk has none"`
+	Here        *Here     `json:"here,omitempty" doc:"what $here stands for; absent: the rule does not say it"`
 	Met         bool      `json:"met"`
 	Wanted      []Want    `json:"wanted" doc:"one per term of the rule"`
 	Replicas    []Replica `json:"replicas" doc:"true now"`
@@ -33,6 +40,23 @@ type Placement struct {
 	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
 	Warnings    []Warning `json:"warnings,omitempty"`
 	DryRun      bool      `json:"dryRun,omitempty"`
+}
+
+// Here is what $here stands for in the rule of a disk: of each label the value on the node where the disk has been used for long enough.
+type Here struct {
+	Values        ukai.Labels `json:"values"`
+	Node          *NodeRef    `json:"node,omitempty" doc:"on which it was used then; absent: on none, most copies in sync have these values"`
+	Since         time.Time   `json:"since,omitzero"`
+	FollowSeconds int64       `json:"followSeconds"`
+	Next          *HereNext   `json:"next,omitempty" doc:"absent: the disk is not used elsewhere"`
+}
+
+// HereNext is the use of a disk elsewhere, for not long enough yet.
+type HereNext struct {
+	Values ukai.Labels `json:"values"`
+	Node   NodeRef     `json:"node" doc:"on which that began"`
+	Since  time.Time   `json:"since"`
+	At     time.Time   `json:"at" doc:"when the disk follows, if it is not used here again before"`
 }
 
 // Step is one part of a plan that leads a disk to its rule.

@@ -155,6 +155,9 @@ func (p *Planner) eligibility(r Rule) (*eligibility, error) {
 	if err := r.check(); err != nil {
 		return nil, err
 	}
+	if _, err := r.At(nil); err != nil {
+		return nil, err // whoever plans says what $here is
+	}
 	e := &eligibility{
 		want: make([]int, len(r.Terms)), terms: make([]uint64, len(p.nodes)), values: make([][]int, max(1, len(r.Spread))), class: make([]int, len(p.nodes)),
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"ukai"
 	"ukai/crdt"
@@ -50,6 +51,8 @@ type Rule struct {
 	Spread  []string // label keys of which no two replicas may share a value; sorted
 	Mode    Mode
 	MinSync int // 0: DefaultMinSync
+	// Follow is for how long the disk must have been used elsewhere before $here stands for that place; 0: no term says $here.
+	Follow time.Duration
 }
 
 // Term asks for Count replicas on nodes of which all conditions hold: any node if there are none.
@@ -58,7 +61,8 @@ type Term struct {
 	Count      int
 }
 
-// Condition is key=value or key!=value, about a node's label or, with the key "node", its name.
+// Condition is key=value or key!=value, about a node's label or, with the key "node", its name. The value $here stands for that of the node where
+// the disk is used, see Rule.At.
 type Condition struct {
 	Key, Value string
 	Not        bool
@@ -104,6 +108,9 @@ func (r Rule) String() string {
 	if r.MinSync != 0 {
 		parts = append(parts, "--min-sync", strconv.Itoa(r.MinSync))
 	}
+	if r.Follow != 0 {
+		parts = append(parts, "--follow", r.Follow.String())
+	}
 	return strings.Join(parts, " ")
 }
 
@@ -139,15 +146,16 @@ func (t Term) matches(n Node) bool {
 
 // Options are what a rule says beside its terms.
 type Options struct {
-	Spread  []string // of --spread
-	Mode    Mode     // of --strict and --prefer
-	MinSync int      // of --min-sync; 0: not said
+	Spread  []string      // of --spread
+	Mode    Mode          // of --strict and --prefer
+	MinSync int           // of --min-sync; 0: not said
+	Follow  time.Duration // of --follow; 0: not said
 }
 
 // ParseRule reads the terms of a rule as the command line takes them. Errors match ukai.ErrInvalid and name the term,
 // what is wrong with it, and an example.
 func ParseRule(terms []string, o Options) (Rule, error) {
-	r := Rule{Mode: o.Mode, MinSync: o.MinSync}
+	r := Rule{Mode: o.Mode, MinSync: o.MinSync, Follow: o.Follow}
 	if len(terms) == 0 {
 		return Rule{}, fmt.Errorf("rule: %w: no term; say where the copies go, %s", ukai.ErrInvalid, examples)
 	}
@@ -189,7 +197,7 @@ func (r Rule) check() error {
 	case len(text) > MaxRuleBytes:
 		return fmt.Errorf("rule: %w: %d characters, at most %d", ukai.ErrInvalid, len(text), MaxRuleBytes)
 	}
-	return nil
+	return r.checkFollow()
 }
 
 func checkSpread(key string) error {
@@ -231,11 +239,16 @@ func parseTerm(text string) (Term, error) {
 		}
 		t.Conditions = append(t.Conditions, c)
 	}
+	sortConditions(&t)
+	return t, t.check(text)
+}
+
+// sortConditions brings the conditions of a term into order, each once.
+func sortConditions(t *Term) {
 	slices.SortFunc(t.Conditions, func(a, b Condition) int {
 		return cmp.Or(cmp.Compare(a.Key, b.Key), compareBool(a.Not, b.Not), cmp.Compare(a.Value, b.Value))
 	})
 	t.Conditions = slices.Compact(t.Conditions)
-	return t, t.check(text)
 }
 
 func parseCondition(term, part string) (Condition, error) {
@@ -244,7 +257,11 @@ func parseCondition(term, part string) (Condition, error) {
 		return Condition{}, bad(term, "%q must be key=value, key!=value or node=NAME", part)
 	}
 	c := Condition{Key: key, Value: value}
-	if c.Key, c.Not = strings.CutSuffix(key, "!"); c.Key == nodeKey {
+	c.Key, c.Not = strings.CutSuffix(key, "!")
+	if value == hereValue {
+		value = "x" // what it stands for is a label's value, or a node's name
+	}
+	if c.Key == nodeKey {
 		if err := ukai.CheckName("node", value); err != nil {
 			return Condition{}, fmt.Errorf("term %q: %w; %s", term, err, examples)
 		}
@@ -279,7 +296,7 @@ func (t Term) check(text string) error {
 	return nil
 }
 
-// ParseText reads a rule as one text: terms and --spread KEY, --strict, --prefer, --min-sync N in any order, separated
+// ParseText reads a rule as one text: terms and --spread KEY, --strict, --prefer, --min-sync N, --follow DURATION in any order, separated
 // by blanks. It reads whatever String wrote.
 func ParseText(text string) (Rule, error) {
 	if len(text) > MaxRuleBytes {
@@ -294,7 +311,7 @@ func ParseText(text string) (Rule, error) {
 			terms = append(terms, words[i])
 			continue
 		}
-		if flag == "--spread" || flag == "--min-sync" {
+		if flag == "--spread" || flag == "--min-sync" || flag == "--follow" {
 			if !inline {
 				if i++; i == len(words) {
 					return Rule{}, fmt.Errorf("rule %q: %w: %s needs a value", text, ukai.ErrInvalid, flag)
@@ -313,12 +330,18 @@ func ParseText(text string) (Rule, error) {
 				return Rule{}, fmt.Errorf("rule %q: %w: --min-sync %q must be a number of copies, at least 1", text, ukai.ErrInvalid, value)
 			}
 			o.MinSync = n
+		case "--follow":
+			d, err := time.ParseDuration(value)
+			if err != nil || d == 0 {
+				return Rule{}, fmt.Errorf("rule %q: %w: --follow %q must be a time such as 10m", text, ukai.ErrInvalid, value)
+			}
+			o.Follow = d
 		case "--strict":
 			o.Mode = Strict
 		case "--prefer":
 			o.Mode = Prefer
 		default:
-			return Rule{}, fmt.Errorf("rule %q: %w: %s is none of --spread KEY, --strict, --prefer, --min-sync N", text, ukai.ErrInvalid, flag)
+			return Rule{}, fmt.Errorf("rule %q: %w: %s is none of --spread KEY, --strict, --prefer, --min-sync N, --follow DURATION", text, ukai.ErrInvalid, flag)
 		}
 	}
 	return ParseRule(terms, o)

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -23,6 +24,8 @@ func TestParseRule(t *testing.T) {
 		{"--min-sync 2 --spread rack dc=tokyo:3 --spread=dc --spread rack --prefer", "dc=tokyo:3 --spread dc --spread rack --prefer --min-sync 2"},
 		{"  dc=tokyo:1\n--prefer --strict ", "dc=tokyo:1"},
 		{"node=vm~conflict:1", "node=vm~conflict:1"},
+		{"dc=$here:2 dc!=$here:1 --follow 10m", "dc=$here:2 dc!=$here:1 --follow 10m0s"},
+		{"node=$here:1 any:1 --follow=90s --prefer", "node=$here:1 any:1 --prefer --follow 1m30s"},
 	} {
 		r, err := ParseText(test.text)
 		if err != nil || r.String() != test.want {
@@ -53,7 +56,18 @@ func TestParseRuleSaysWhatIsWrong(t *testing.T) {
 		{"dc=osaka+dc!=osaka:1", "no node has both dc=osaka and dc!=osaka"},
 		{"node=t1:2", "node t1 can have one copy only; write node=t1:1"},
 		{"node=-x:1", `node name "-x"`},
-		{"dc=$here:2", `label dc="$here"`},
+		{"dc=$here:2", `dc=$here means where the VM has run for some time: say for how long, for example --follow 10m`},
+		{"dc=$there:2 --follow 10m", `label dc="$there"`},
+		{"$here=dc:2 --follow 10m", `label key "$here"`},
+		{"dc=tokyo:2 --follow 10m", "no term does; for example dc=$here:2"},
+		{"dc=$here:2 --follow 9s", "--follow 9s must be whole seconds from 10s to 720h0m0s"},
+		{"dc=$here:2 --follow 721h", "--follow 721h0m0s must be"},
+		{"dc=$here:2 --follow 10.5s", "--follow 10.5s must be whole seconds"},
+		{"dc=$here:2 --follow -10m", "--follow -10m0s must be"},
+		{"dc=$here:2 --follow 0", `--follow "0" must be a time such as 10m`},
+		{"dc=$here:2 --follow soon", `--follow "soon"`},
+		{"dc=$here+dc!=$here:2 --follow 10m", "no node has both dc=$here and dc!=$here"},
+		{"node=$here:2 --follow 10m", "node $here can have one copy only"},
 		{"dc=tokyo:2 --spread", "--spread needs a value"},
 		{"dc=tokyo:2 --spread node", "always on different nodes"},
 		{"dc=tokyo:2 --spread ra/ck", "--spread rack"},
@@ -73,7 +87,10 @@ func TestParseRuleSaysWhatIsWrong(t *testing.T) {
 }
 
 func anyRule(t *rapid.T) Rule {
-	value := rapid.SampledFrom([]string{"a", "b", "c"})
+	return ruleOf(t, rapid.SampledFrom([]string{"a", "b", "c"}), 0)
+}
+
+func ruleOf(t *rapid.T, value *rapid.Generator[string], follow int) Rule {
 	key := rapid.SampledFrom([]string{"dc", "rack", "ssd", nodeKey})
 	condition := rapid.Custom(func(t *rapid.T) string {
 		return key.Draw(t, "key") + rapid.SampledFrom([]string{"=", "!="}).Draw(t, "op") + value.Draw(t, "value")
@@ -85,6 +102,7 @@ func anyRule(t *rapid.T) Rule {
 		r, err := ParseRule(rapid.SliceOfN(term, 1, 3).Draw(t, "terms"), Options{
 			Spread: rapid.SliceOfN(rapid.SampledFrom([]string{"dc", "rack"}), 0, 2).Draw(t, "spread"),
 			Mode:   rapid.SampledFrom([]Mode{Strict, Prefer}).Draw(t, "mode"), MinSync: rapid.IntRange(0, 2).Draw(t, "min-sync"),
+			Follow: time.Duration(rapid.IntRange(0, follow).Draw(t, "follow")) * time.Minute,
 		})
 		if err == nil {
 			return r
@@ -94,7 +112,7 @@ func anyRule(t *rapid.T) Rule {
 
 func TestRuleTextRoundTrips(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		r := anyRule(t)
+		r := ruleOf(t, rapid.SampledFrom([]string{"a", "b", "c", hereValue}), 1)
 		again, err := ParseText(r.String())
 		if err != nil || !reflect.DeepEqual(again, r) {
 			t.Fatalf("%q became %q, %v", r, again, err)
@@ -103,7 +121,7 @@ func TestRuleTextRoundTrips(t *testing.T) {
 }
 
 func FuzzParseText(f *testing.F) {
-	for _, s := range []string{"dc=tokyo:2 dc!=osaka+ssd=yes:1 --spread rack --prefer --min-sync 2", "node=t1:1", "a=b:", ":::", "--spread"} {
+	for _, s := range []string{"dc=tokyo:2 dc!=osaka+ssd=yes:1 --spread rack --prefer --min-sync 2", "node=t1:1", "dc=$here:2 --follow 10m", "a=b:", ":::", "--spread"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

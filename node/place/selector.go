@@ -20,6 +20,9 @@ func ParseSelector(text string) (Selector, error) {
 	if err != nil {
 		return Selector{}, fmt.Errorf("selector %q: %w: write the name of a node, key=value, key!=value, or several of these joined by +: dc=osaka+rack=r1", text, ukai.ErrInvalid)
 	}
+	if keys := (Rule{Terms: []Term{t}}).HereKeys(); len(keys) > 0 {
+		return Selector{}, fmt.Errorf("selector %q: %w: $here is where the VM of a disk runs, and belongs to the rule of a disk", text, ukai.ErrInvalid)
+	}
 	return Selector{t.Conditions}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"ukai"
 	"ukai/node/admin"
@@ -108,6 +109,14 @@ func (f *Fake) choose(r admin.Rule) (chosen []*admin.Node, reasons []admin.Reaso
 
 func (f *Fake) placement(d *admin.Disk, r admin.Rule) admin.Placement {
 	p := admin.Placement{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Rule: text(r), Met: true, Replicas: d.Replicas, Arbiters: d.Arbiters}
+	if r.FollowSeconds > 0 {
+		follow := time.Duration(r.FollowSeconds) * time.Second
+		p.Rule += " --follow " + follow.String()
+		p.Here = &admin.Here{
+			Values: ukai.Labels{"dc": here}, Node: &d.Replicas[0].Node, Since: Epoch.Add(-2 * time.Hour), FollowSeconds: r.FollowSeconds,
+			Next: &admin.HereNext{Values: ukai.Labels{"dc": "osaka"}, Node: admin.NodeRef{Name: "o1"}, Since: Epoch.Add(-3 * time.Minute), At: Epoch.Add(follow - 3*time.Minute)},
+		}
+	}
 	for _, term := range r.Terms {
 		key, value, count, _ := parse(term) // was checked when the rule was set
 		w := admin.Want{Term: term, Count: count}
@@ -144,12 +153,18 @@ func steps(d *admin.Disk) ([]admin.Step, *admin.Costs) {
 func parse(term string) (key, value string, count int, err error) {
 	selector, n, ok := strings.Cut(term, ":")
 	key, value, ok2 := strings.Cut(selector, "=")
+	if value == "$here" {
+		value = here
+	}
 	count, err = strconv.Atoi(n)
 	if !ok || !ok2 || err != nil {
 		return "", "", 0, fmt.Errorf("rule term %q: %w: write SELECTOR:COUNT, for example dc=tokyo:2", term, ukai.ErrInvalid)
 	}
 	return key, value, count, nil
 }
+
+// here is what $here stands for.
+const here = "tokyo"
 
 func text(r admin.Rule) string { return strings.Join(r.Terms, " ") }
 
