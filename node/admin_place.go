@@ -50,7 +50,7 @@ func (n *Node) placementOf(ctx context.Context, p people, d *crdt.Disk, steps bo
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, want, rec)
 	if steps && rec != nil && want.text != "" {
 		if want.err == nil { // one that cannot be read is told of already
-			if plan, costs, err := n.costed(ctx, p, want.rule, *rec); err == nil {
+			if plan, costs, err := n.costed(ctx, p, want, *rec); err == nil {
 				n.addSteps(p, &out, plan, costs, rec)
 			}
 		}
@@ -67,8 +67,8 @@ func pausedText(d *crdt.Disk) string {
 
 // costed plans a disk's relocation and estimates what it takes. Nodes with a replica are asked how much of it is allocated: holes are not
 // copied. The node that carries out the plan has a replica and knows that by itself.
-func (n *Node) costed(ctx context.Context, p people, rule place.Rule, rec crdt.Record) (place.Plan, place.Costs, error) {
-	in, _ := n.planned(rule, rec, p.candidates())
+func (n *Node) costed(ctx context.Context, p people, want wish, rec crdt.Record) (place.Plan, place.Costs, error) {
+	in, _ := n.planned(want, rec, p.candidates())
 	for _, r := range n.reports(ctx, p, rec.Disk, nodesOf(&rec)) {
 		in.Allocated = max(in.Allocated, r.Allocated)
 	}
@@ -154,7 +154,7 @@ func costsOf(p people, plan place.Plan, costs place.Costs) *admin.Costs {
 
 // placement compares a rule with a record.
 func (n *Node) placement(p people, disk admin.DiskRef, want wish, rec *crdt.Record) admin.Placement {
-	out := admin.Placement{Disk: disk, Rule: want.text, Here: showHere(p, want), Wanted: []admin.Want{}, Replicas: []admin.Replica{}}
+	out := admin.Placement{Disk: disk, Rule: want.text, Here: showHere(p, want), AllowFewer: want.fewer, Wanted: []admin.Want{}, Replicas: []admin.Replica{}}
 	if rec == nil {
 		out.Differences = []string{"what is true of this disk is not known here"}
 		return out
@@ -229,7 +229,8 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
 	}
 	rule := want.rule
-	plan, costs, err := n.costed(ctx, p, rule, rec)
+	want.fewer = change.AllowFewer
+	plan, costs, err := n.costed(ctx, p, want, rec)
 	if err != nil {
 		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
 	}
@@ -241,8 +242,22 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 	if !change.DryRun {
 		err := n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
 			set, err := c.SetRule(d.ID, want.text, stamp())
-			if err != nil || want.text == d.Rule.Value {
+			if err != nil {
 				return set, err
+			}
+			if d.Policy[policyFewer].Value != "" || want.fewer {
+				allowed := ""
+				if want.fewer && len(plan.Steps) > 0 {
+					allowed = want.now()
+				}
+				fewer, err := c.SetPolicy(d.ID, policyFewer, allowed, stamp())
+				if err != nil {
+					return set, err
+				}
+				set = set.Join(fewer)
+			}
+			if want.text == d.Rule.Value {
+				return set, nil
 			}
 			if asked.Follow != 0 {
 				at, err := setHere(c, d.ID, here, stamp())

@@ -49,13 +49,14 @@ func (n *Node) Forecast(ctx context.Context, disk, at string, terms []string) (a
 	hosts = hosts[:min(len(hosts), maxForecastNodes)]
 
 	want := wishOf(d)
-	rule, err := want.rule, want.err
+	err = want.err
 	if len(terms) > 0 {
-		rule, err = place.ParseRule(terms, place.Options{})
+		want = wish{}
+		want.rule, err = place.ParseRule(terms, place.Options{})
 	}
 	var plan place.Plan
 	if err == nil {
-		plan, _, err = n.costed(ctx, p, rule, rec)
+		plan, _, err = n.costed(ctx, p, want, rec)
 	}
 	if err != nil && (len(terms) > 0 || d.Rule.Value != "") {
 		return admin.Forecast{}, fmt.Errorf("forecast %s: %w", d.Name.Value, err)

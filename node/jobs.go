@@ -89,11 +89,20 @@ func (n *Node) beginJob(d tended, want wish, plan place.Plan) {
 // followJob records how far a job has come, where that is worth it, and its end.
 func (n *Node) followJob(d tended, want wish, plan place.Plan) {
 	j, open := jobOf(d.Disk, want)
-	if !open {
+	if !open && !want.fewer {
 		return
 	}
 	left, lacking := n.bytesLeft(d.rec, plan)
-	if len(plan.Steps) == 0 && plan.Unmet == "" && !lacking {
+	there := len(plan.Steps) == 0 && plan.Unmet == "" && !lacking
+	if there && want.fewer {
+		if err := n.setPolicies(d.ID, policyFewer, ""); err != nil && n.ctx.Err() == nil {
+			n.log.Warn("that fewer copies are allowed could not be ended", "disk", d.Name.Value, "err", err)
+		}
+	}
+	if !open {
+		return
+	}
+	if there {
 		j.Done, j.Ended, j.Result = j.Total, time.Now().UnixMilli(), admin.JobDone
 		n.recordJob(d.Disk, j)
 		n.events.add(admin.Event{Level: admin.Fine, Kind: "job-done", Disk: d.Name.Value, Text: fmt.Sprintf("disk %s is where its rule wants it: the %s is done", d.Name.Value, j.Kind)})

@@ -70,6 +70,7 @@ func newRelocations() relocations {
 type settledFor struct {
 	version uint64
 	rule    string
+	fewer   bool
 	nodes   uint64
 	lost    int // replicas that are to be replaced
 }
@@ -137,7 +138,7 @@ func (n *Node) relocate(p people, disks []tended, unused map[ukai.DiskID]time.Ti
 		if _, open := jobOf(d.Disk, want); open {
 			begun = true
 		}
-		seen := settledFor{d.rec.Version, want.now(), facts, n.lost(d.ID)}
+		seen := settledFor{d.rec.Version, want.now(), want.fewer, facts, n.lost(d.ID)}
 		if due, settled := n.relocations.due(d.ID, seen); !due {
 			if settled {
 				n.followJob(d, want, place.Plan{})
@@ -225,22 +226,22 @@ func (l *planning) plan(want wish, rec crdt.Record) (place.Plan, error) {
 	if want.err != nil {
 		return place.Plan{}, want.err
 	}
-	in, others := l.n.planned(want.rule, rec, l.nodes)
+	in, others := l.n.planned(want, rec, l.nodes)
 	for _, bytes := range l.n.replicas.Allocated(l.n.ctx, rec.Disk) {
 		in.Allocated = max(in.Allocated, bytes)
 	}
 	if others {
 		return place.Relocate(in)
 	}
-	l.planner.Lost = in.Lost
+	l.planner.Lost, l.planner.Fewer = in.Lost, in.Fewer
 	return l.planner.Plan(want.rule, rec, in.Allocated)
 }
 
 // planned is what a plan is made from, but for what is allocated. others says that it has other nodes than those given: some take no new
 // replica of this disk.
-func (n *Node) planned(rule place.Rule, rec crdt.Record, nodes []place.Node) (in place.Input, others bool) {
+func (n *Node) planned(want wish, rec crdt.Record, nodes []place.Node) (in place.Input, others bool) {
 	in = place.Input{
-		Rule: rule, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(), Lost: map[ukai.ReplicaID]time.Time{},
+		Rule: want.rule, Fewer: want.fewer, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(), Lost: map[ukai.ReplicaID]time.Time{},
 	}
 	for r, age := range n.host.Lost(rec.Disk) {
 		in.Lost[r] = in.Now.Add(-age)

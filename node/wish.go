@@ -14,12 +14,17 @@ import (
 // policyHere is what $here stands for in the rule of a disk: a place.Here as JSON, written by the node that has the disk attached, or else looks after it.
 const policyHere = "here"
 
+// policyFewer allows that a disk has fewer copies in sync while it moves to where the rule wants it that the policy names. It is ended by whoever does the
+// move, once that is done; another rule ends it, too.
+const policyFewer = "allow-fewer"
+
 // wish is what administrators want of a disk.
 type wish struct {
 	text  string     // of the rule, as it is kept; "" if the disk has none
 	asked place.Rule // what text says
 	rule  place.Rule // the same with what $here stands for now
 	here  place.Here
+	fewer bool  // copies in sync are allowed while it moves there
 	err   error // why there is no rule to plan by
 }
 
@@ -34,6 +39,9 @@ func wishOf(d *crdt.Disk) (w wish) {
 	}
 	if w.asked, w.err = place.ParseText(w.text); w.err == nil {
 		w.rule, w.err = w.asked.At(w.here.Values)
+	}
+	if p, ok := d.Policy[policyFewer]; ok {
+		w.fewer = p.Value == w.now()
 	}
 	return w
 }
@@ -107,11 +115,12 @@ func (n *Node) follow(p people, d tended, unused map[ukai.DiskID]time.Time) wish
 		return w
 	}
 	next := wishFor(w.asked, h)
+	next.text = w.text
+	next.fewer = w.fewer && next.now() == w.now()
 	if before := w.now(); before != next.now() && next.err == nil && w.err == nil {
 		n.events.add(admin.Event{Level: admin.Notice, Kind: "disk-follows", Disk: d.Name.Value, Node: n.cfg.Name,
 			Text: fmt.Sprintf("disk %s has been used on %s for %v and follows: its rule is now %s", d.Name.Value, n.cfg.Name, w.asked.Follow, next.now())})
 	}
-	next.text = w.text
 	return next
 }
 

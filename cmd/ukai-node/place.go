@@ -91,6 +91,9 @@ func (a *app) printPlacement(p admin.Placement) {
 	for _, d := range p.Differences {
 		a.say("  differs: %s", d)
 	}
+	if p.AllowFewer {
+		a.say("  allowed: fewer copies in sync than before, until the move is done")
+	}
 	a.printReasons(p.Reasons)
 	a.printSteps(p)
 	if p.Doing != "" {

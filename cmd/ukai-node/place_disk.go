@@ -14,7 +14,7 @@ import (
 
 func (a *app) placeDiskCommand() *cobra.Command {
 	var flags ruleFlags
-	var dryRun, wait bool
+	var dryRun, wait, fewer bool
 	c := a.asking(&cobra.Command{
 		Use:   "disk NAME TERM...",
 		Short: "Give a disk a rule: where its replicas shall lie",
@@ -25,7 +25,11 @@ func (a *app) placeDiskCommand() *cobra.Command {
 On a disk that has data the rule is carried out while the disk is used: replicas that suit it stay, new ones are made and brought up to date,
 then the others are dropped, and the arbiters follow. Nodes that die meanwhile do no harm: whoever is left goes on. --dry-run shows the steps,
 what each of them copies on which way, how long that takes, and how many copies are in sync then; what crosses each link, and the space it takes on each
-node. Place show tells how far it is. The space of a dropped replica is freed an hour later.`,
+node. Place show tells how far it is. The space of a dropped replica is freed an hour later.
+
+At no moment fewer copies are in sync than before, unless --allow-fewer is said: then replicas that are not wanted are dropped before new ones are made,
+so that no space is needed for both. At least one stays in sync, and as many as writes need (--min-sync). That ends when the disk is where the rule wants
+it, or gets another rule.`,
 		Example: `  ukai-node place disk vm1 dc=tokyo:2 dc=osaka:1 --spread rack
   ukai-node place disk vm1 dc=osaka:2 --dry-run
   ukai-node place disk vm1 'dc=$here:2' --follow 10m`,
@@ -42,7 +46,7 @@ node. Place show tells how far it is. The space of a dropped replica is freed an
 				return err
 			}
 			return a.ask(c, func(ctx context.Context, node *admin.Client) error {
-				p, err := node.PlaceDisk(ctx, args[0], admin.PlaceDisk{Rule: rule, DryRun: dryRun})
+				p, err := node.PlaceDisk(ctx, args[0], admin.PlaceDisk{Rule: rule, AllowFewer: fewer, DryRun: dryRun})
 				if err != nil {
 					return err
 				}
@@ -61,6 +65,7 @@ node. Place show tells how far it is. The space of a dropped replica is freed an
 	})
 	flags.add(c)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "tell what would follow, change nothing")
+	c.Flags().BoolVar(&fewer, "allow-fewer", false, "drop replicas before others are made: fewer copies are in sync until the move is done")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until the disk is where the rule wants it; Ctrl-C leaves the job running")
 	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
 	return c

@@ -18,8 +18,9 @@ type Rule struct {
 
 // PlaceDisk gives a disk a rule.
 type PlaceDisk struct {
-	Rule   Rule `json:"rule"`
-	DryRun bool `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
+	Rule       Rule `json:"rule"`
+	AllowFewer bool `json:"allowFewer,omitempty" doc:"until the disk is there fewer copies than before may be in sync, at least one, and as many as writes need: what is not wanted is dropped before others are made"`
+	DryRun     bool `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
 }
 
 // Placement compares what is wanted of a disk with what is true.
@@ -27,6 +28,7 @@ type Placement struct {
 	Disk        DiskRef   `json:"disk"`
 	Rule        string    `json:"rule" doc:"as text; empty if the disk has none"`
 	Here        *Here     `json:"here,omitempty" doc:"what $here stands for; absent: the rule does not say it"`
+	AllowFewer  bool      `json:"allowFewer,omitempty" doc:"until the disk is where the rule wants it fewer copies than before may be in sync"`
 	Met         bool      `json:"met"`
 	Wanted      []Want    `json:"wanted" doc:"one per term of the rule"`
 	Replicas    []Replica `json:"replicas" doc:"true now"`

@@ -1,6 +1,7 @@
 package place
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -58,7 +59,7 @@ type Step struct {
 
 // Plan is what leads from a disk's record to its rule. The steps are in the order in which they are safe: copies are
 // made and in sync before others are dropped, and at no moment are fewer in sync than before, unless the rule asks for
-// fewer. Nothing but the record and the rule is needed to go on after any step: planning anew gives the steps that are
+// fewer or Input.Fewer allows it. Nothing but the record and the rule is needed to go on after any step: planning anew gives the steps that are
 // left.
 type Plan struct {
 	Steps    []Step
@@ -93,6 +94,9 @@ type Input struct {
 	// Lost are replicas that their nodes, which are alive, do not have any more or whose disk has failed, and since when that is known. LostAfter
 	// later they count for nothing, unless the record has them in sync: new ones are made, on the same nodes or on others.
 	Lost map[ukai.ReplicaID]time.Time
+	// Fewer allows that fewer replicas are in sync while the disk moves than before: what is not wanted is dropped before others are made, so that no
+	// space is needed for both. At least one stays in sync, and as many as writes need.
+	Fewer bool
 }
 
 // LostAfter is how long a replica must have been lost before it is replaced.
@@ -105,7 +109,7 @@ const LostAfter = 30 * time.Second
 // The error matches ukai.ErrInvalid for a rule that means nothing.
 func Relocate(in Input) (Plan, error) {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
-	p.Lost = in.Lost
+	p.Lost, p.Fewer = in.Lost, in.Fewer
 	plan, err := p.Plan(in.Rule, in.Rec, in.Allocated)
 	if err == nil {
 		plan.Reasons = p.Reasons(in.Rule, in.Rec, in.Allocated, plan)
@@ -116,7 +120,7 @@ func Relocate(in Input) (Plan, error) {
 // relocate is Relocate without the reasons, which take most of the time.
 func relocate(in Input) (Plan, error) {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
-	p.Lost = in.Lost
+	p.Lost, p.Fewer = in.Lost, in.Fewer
 	return p.Plan(in.Rule, in.Rec, in.Allocated)
 }
 
@@ -239,20 +243,20 @@ func (p *Planner) reasons(rule Rule, need int64, g *crdt.Group, target []int) []
 
 // steps lists what leads from a group's members to the target.
 func (w *work) steps(g *crdt.Group, target []int) {
-	inSync := g.Count(crdt.InSync)
 	coming := 0 // in sync when everything that is added or brought up to date is
 	bytes := w.share(g.ID)
 	wanted := func(id ukai.NodeID) bool {
 		i, known := w.p.index[id]
 		return known && slices.Contains(target, i)
 	}
+	q := queue{w: w, g: g, members: len(g.Members), inSync: g.Count(crdt.InSync)}
 	for _, m := range g.Members { // a node has one replica of a group
 		if w.p.lost(m) && wanted(m.Node) {
-			w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: lostWhy, InSync: inSync})
+			q.drop(Step{Group: g.ID, Node: m.Node, Replica: m.Replica, Why: lostWhy})
 		}
 	}
 	// All data of new replicas goes through the holder: with a replica of its own first, it comes from afar only once.
-	if holder, known := w.p.index[w.rec.Holder]; known && w.rec.Phase == crdt.PhaseActive {
+	if holder, known := w.holder(); known {
 		if at := slices.Index(target, holder); at > 0 {
 			target = slices.Insert(slices.Delete(slices.Clone(target), at, at+1), 0, holder)
 		}
@@ -266,37 +270,141 @@ func (w *work) steps(g *crdt.Group, target []int) {
 			continue
 		}
 		coming++
-		inSync++
-		w.plan.Steps = append(w.plan.Steps, Step{Kind: AddReplica, Group: g.ID, Node: n.ID, From: w.nearest(g, i), Bytes: bytes, InSync: inSync})
+		q.adds = append(q.adds, i)
 	}
-	// Those that are not in sync go first: that costs nothing.
-	members := slices.Clone(g.Members)
-	slices.SortStableFunc(members, func(a, b crdt.Member) int { return compareBool(a.Role == crdt.InSync, b.Role == crdt.InSync) })
-	// With a rule that cannot be met, what is there is not given up for less.
-	floor := min(w.e.replicas(), g.Count(crdt.InSync))
-	for _, m := range members {
+	for _, m := range g.Members {
 		if m.Role == crdt.Async || wanted(m.Node) {
 			continue
 		}
 		i, known := w.p.index[m.Node]
-		why := w.p.stays(m.Node)
+		s := Step{Group: g.ID, Node: m.Node, Replica: m.Replica, Why: w.p.stays(m.Node), Frees: bytes}
 		switch {
-		case why != "":
+		case s.Why != "":
 		case w.p.lost(m):
-			why = lostWhy
+			s.Why = lostWhy
 		default:
-			why = "the rule does not want it there"
+			s.Why = "the rule does not want it there"
 		}
-		if m.Role == crdt.InSync {
-			if coming < floor || inSync-1 < max(floor, 1) {
-				continue
-			}
-			inSync--
-		} else if w.plan.Unmet != "" && (!known || !w.p.nodes[i].Alive || w.p.lost(m)) {
-			continue // it may come back, and is better than nothing
+		switch {
+		case m.Role == crdt.InSync:
+			q.ins = append(q.ins, s)
+		case w.plan.Unmet == "" || known && w.p.nodes[i].Alive && !w.p.lost(m): // else it may come back, and is better than nothing
+			q.outs = append(q.outs, s)
 		}
-		w.plan.Steps = append(w.plan.Steps, Step{Kind: DropReplica, Group: g.ID, Node: m.Node, Replica: m.Replica, Why: why, Frees: bytes, InSync: inSync})
 	}
+	// With a rule that cannot be met, what is there is not given up for less.
+	q.floor = max(min(w.e.replicas(), q.inSync), 1)
+	if coming < q.floor {
+		q.floor = crdt.MaxMembers + 1
+	}
+	first := w.p.Fewer && w.plan.Unmet == "" && len(q.adds) > 0
+	if first {
+		q.floor = max(1, min(w.rec.MinSync, w.rule.InSync())) // what is in force then: a smaller one is set first, a larger one last
+		q.farthestFirst()
+		q.drops()
+	}
+	for _, i := range q.adds {
+		if !q.room() {
+			w.full(g)
+			break
+		}
+		q.add(i, bytes)
+	}
+	q.drops()
+}
+
+// holder returns the node that has the disk attached.
+func (w *work) holder() (i int, known bool) {
+	i, known = w.p.index[w.rec.Holder]
+	return i, known && w.rec.Phase == crdt.PhaseActive
+}
+
+// full says that a group has as many replicas as can be, and none may go before another is made.
+func (w *work) full(g *crdt.Group) {
+	if w.plan.Unmet != "" {
+		return
+	}
+	w.plan.Missing = fmt.Sprintf("%d replicas, the most there can be, are to go on being in sync until others are", len(g.Members))
+	w.plan.Help = "ask for fewer copies, or allow fewer in sync while it moves: --allow-fewer"
+	w.plan.Unmet = w.plan.Missing + "; what would help: " + w.plan.Help
+}
+
+// queue puts the steps of one group into an order.
+type queue struct {
+	w               *work
+	g               *crdt.Group
+	adds            []int  // nodes, in order
+	outs, ins       []Step // drops of replicas that are not in sync, and of those that are
+	members, inSync int    // when all steps so far are done
+	floor           int    // fewest in sync that a drop may leave
+	gone            []ukai.ReplicaID
+}
+
+func (q *queue) drop(s Step) {
+	s.Kind, s.InSync = DropReplica, q.inSync
+	q.members--
+	q.gone = append(q.gone, s.Replica)
+	q.w.plan.Steps = append(q.w.plan.Steps, s)
+}
+
+// next drops one replica that may go now. Those that are not in sync go first: that costs nothing.
+func (q *queue) next() bool {
+	if len(q.outs) > 0 {
+		s := q.outs[0]
+		q.outs = q.outs[1:]
+		q.drop(s)
+		return true
+	}
+	if len(q.ins) == 0 || q.inSync-1 < q.floor {
+		return false
+	}
+	s := q.ins[0]
+	q.ins = q.ins[1:]
+	q.inSync--
+	q.drop(s)
+	return true
+}
+
+// drops drops all that may go now.
+func (q *queue) drops() {
+	for q.next() {
+	}
+}
+
+// room makes sure that another replica can be added, by drops that come early.
+func (q *queue) room() bool {
+	for q.members >= crdt.MaxMembers {
+		if !q.next() {
+			return false
+		}
+	}
+	return true
+}
+
+func (q *queue) add(node int, bytes int64) {
+	q.members++
+	q.inSync++
+	q.w.plan.Steps = append(q.w.plan.Steps, Step{
+		Kind: AddReplica, Group: q.g.ID, Node: q.w.p.nodes[node].ID, From: q.w.nearest(q.g, q.gone, node), Bytes: bytes, InSync: q.inSync,
+	})
+}
+
+// farthestFirst sorts the replicas in sync that are to go so that those from which copies are made soonest go last: the nearest to the node that copies, or
+// if nobody has the disk attached to the first new replica.
+func (q *queue) farthestFirst() {
+	to, known := q.w.holder()
+	if !known {
+		to = q.adds[0]
+	}
+	slices.SortStableFunc(q.ins, func(a, b Step) int {
+		i, knownA := q.w.p.index[a.Node]
+		j, knownB := q.w.p.index[b.Node]
+		if !knownA || !knownB {
+			return compareBool(knownA, knownB)
+		}
+		d := q.w.p.distances(to)
+		return cmp.Or(compareBool(q.w.p.nodes[i].Alive, q.w.p.nodes[j].Alive), cmp.Compare(d[j], d[i]))
+	})
 }
 
 const lostWhy = "it is gone, or its disk has failed"
@@ -315,12 +423,12 @@ func (w *work) share(group uint8) int64 {
 	return int64(float64(w.allocated) * float64(blocks) / float64(w.rec.Blocks()))
 }
 
-// nearest returns the node with an in-sync replica that is nearest to another.
-func (w *work) nearest(g *crdt.Group, to int) (from ukai.NodeID) {
+// nearest returns the node with an in-sync replica, that is not gone, which is nearest to another.
+func (w *work) nearest(g *crdt.Group, gone []ukai.ReplicaID, to int) (from ukai.NodeID) {
 	var best time.Duration
 	for _, m := range g.InSync() {
 		i, known := w.p.index[m.Node]
-		if !known || !w.p.nodes[i].Alive {
+		if !known || !w.p.nodes[i].Alive || slices.Contains(gone, m.Replica) {
 			continue
 		}
 		if d := w.p.distances(i)[to]; from.IsZero() || d < best {

@@ -193,6 +193,74 @@ func TestReplicaThatIsLostOnALivingNodeIsReplaced(t *testing.T) {
 	}
 }
 
+func TestPlansThatMayHaveFewerCopiesDropBeforeTheyAdd(t *testing.T) {
+	small := []string{"t1 dc=tokyo", "t2 dc=tokyo", "t3 dc=tokyo", "o1 dc=osaka", "o2 dc=osaka", "w1 dc=fukuoka witness"}
+	for _, test := range []struct {
+		rule, now string
+		minSync   int
+		want      string
+		least     int
+	}{
+		{"dc=osaka:2", "t1 t2", 1, "drop t1, add o1, add o2, drop t2, arbiters o1+o2+w1", 1},
+		{"dc=osaka:2 --min-sync 2", "t1 t2", 2, "add o1, add o2, drop t1, drop t2, arbiters o1+o2+w1", 2},
+		{"dc=osaka:2 --min-sync 2", "t1 t2 t3", 1, "drop t1, drop t2, add o1, add o2, drop t3, min-sync 2, arbiters o1+o2+w1", 1},
+		{"dc=osaka:2", "t1 t2 t3", 2, "min-sync 1, drop t1, drop t2, add o1, add o2, drop t3, arbiters o1+o2+w1", 1},
+		{"node=t1:1 node=o1:1", "t1 t2", 1, "drop t2, add o1, arbiters o1+t1+w1", 1},
+		{"dc=osaka:2", "t1:out t2", 1, "drop t1, add o1, add o2, drop t2, arbiters o1+o2+w1", 1},
+		{"dc=osaka:3 --prefer", "t1 t2", 1, "add o1, add o2, drop t1, drop t2, arbiters o1+o2+w1", 2}, // cannot be met: nothing is given up first
+		{"dc=tokyo:1", "t1 t2", 1, "drop t2", 1},
+	} {
+		nodes := mesh(t, small...)
+		rec := placed(t, nodes, test.now)
+		rec.MinSync = test.minSync
+		p := must(Relocate(Input{Rule: rule(t, test.rule), Rec: rec, Nodes: nodes, Now: noon, Fewer: true}))
+		c := p.Costs(Copying{Rec: rec, Nodes: nodes})
+		if got := told(nodes, p); got != test.want || c.Least != test.least {
+			t.Errorf("%s from %s: %s, never fewer than %d\nwant %s, %d", test.rule, test.now, got, c.Least, test.want, test.least)
+		}
+		for i, s := range p.Steps {
+			for _, d := range p.Steps[:i] {
+				if s.Kind == AddReplica && d.Kind == DropReplica && s.From == d.Node {
+					t.Errorf("%s: the copy on %s is made from %s, where it was dropped", test.rule, s.Node, s.From)
+				}
+			}
+		}
+	}
+}
+
+func TestAGroupNeverHasMoreMembersThanItsRecordCan(t *testing.T) {
+	var lines []string
+	for i := range 20 {
+		lines = append(lines, fmt.Sprintf("n%02d dc=%s", i, []string{"a", "b"}[i/10]))
+	}
+	nodes := mesh(t, lines...)
+	for copies := 1; copies <= crdt.MaxMembers; copies++ {
+		for _, fewer := range []bool{false, true} {
+			rec := placed(t, nodes, strings.Join(strings.Fields("n00 n01 n02 n03 n04 n05 n06 n07")[:copies], " "))
+			p := must(Relocate(Input{Rule: rule(t, fmt.Sprintf("dc=b:%d", copies)), Rec: rec, Nodes: nodes, Now: noon, Fewer: fewer}))
+			full := copies == crdt.MaxMembers && !fewer
+			if (p.Unmet != "") != full || full && !strings.Contains(p.Help, "--allow-fewer") {
+				t.Errorf("%d copies, fewer %v: unmet %q", copies, fewer, p.Unmet)
+			}
+			members, steps := copies, 0
+			for _, s := range p.Steps {
+				switch s.Kind {
+				case AddReplica:
+					members, steps = members+1, steps+1
+				case DropReplica:
+					members, steps = members-1, steps+1
+				}
+				if members > crdt.MaxMembers || !fewer && s.InSync < copies && s.Kind != MoveArbiters {
+					t.Fatalf("%d copies, fewer %v: %d members, %d in sync: %s", copies, fewer, members, s.InSync, told(nodes, p))
+				}
+			}
+			if !full && steps != 2*copies {
+				t.Errorf("%d copies, fewer %v: %s", copies, fewer, told(nodes, p))
+			}
+		}
+	}
+}
+
 // Carried out step by step, with a new plan after each, a plan ends where it said, never has fewer copies in sync than
 // it had or than the rule asks for, and does not run in circles.
 func TestPlansArriveAndNeverGiveUpACopyTooEarly(t *testing.T) {
@@ -215,7 +283,9 @@ func TestPlansArriveAndNeverGiveUpACopyTooEarly(t *testing.T) {
 			}
 			now = append(now, w)
 		}
-		in := Input{Rule: rule(tb, text), Rec: placed(tb, nodes, strings.Join(now, " ")), Nodes: nodes, Now: noon}
+		in := Input{Rule: rule(tb, text), Rec: placed(tb, nodes, strings.Join(now, " ")), Nodes: nodes, Now: noon, Fewer: rapid.IntRange(0, 3).Draw(t, "fewer") == 0}
+		in.Rec.MinSync = rapid.IntRange(1, in.Rec.Groups[0].Count(crdt.InSync)).Draw(t, "min-sync")
+		in.Rule.MinSync = rapid.IntRange(0, in.Rule.Replicas()).Draw(t, "rule's min-sync")
 		g := &in.Rec.Groups[0]
 		next := ukai.ReplicaID(1000)
 		for round := 0; ; round++ {
@@ -242,7 +312,12 @@ func TestPlansArriveAndNeverGiveUpACopyTooEarly(t *testing.T) {
 				next++
 			case DropReplica:
 				g.Members = slices.DeleteFunc(g.Members, func(m crdt.Member) bool { return m.Replica == s.Replica })
-				if after := g.Count(crdt.InSync); after < before && after < min(in.Rule.Replicas(), before) || after == 0 {
+				after := g.Count(crdt.InSync)
+				few := min(in.Rule.Replicas(), before)
+				if in.Fewer && p.Unmet == "" {
+					few = in.Rec.MinSync
+				}
+				if after < before && after < few || after == 0 {
 					t.Fatalf("dropping %v leaves %d in sync of %d, the rule asks for %d", s.Replica, after, before, in.Rule.Replicas())
 				}
 			case SetMinSync:

@@ -19,7 +19,9 @@ const (
 
 // Planner plans for many disks of one mesh at one moment: what depends only on the nodes is found out once. It is used by one goroutine.
 type Planner struct {
-	Lost map[ukai.ReplicaID]time.Time // that of Input, of the disks to come
+	// Lost and Fewer are those of Input, of the disks to come.
+	Lost  map[ukai.ReplicaID]time.Time
+	Fewer bool
 
 	now    time.Time
 	nodes  []Node // by name

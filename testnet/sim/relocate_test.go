@@ -290,6 +290,77 @@ func TestARuleThatCannotBeMetIsRefusedWithReasons(t *testing.T) {
 	})
 }
 
+func TestADiskThatMayHaveFewerCopiesMovesWithoutSpaceForBoth(t *testing.T) {
+	for _, minSync := range []int{1, 2} {
+		t.Run(fmt.Sprint("min-sync=", minSync), func(t *testing.T) {
+			bubble(t, "t1:tokyo t2:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+				wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+				ctx := context.Background()
+				t1, o1 := m.Nodes["t1"], m.Nodes["o1"]
+				if _, err := t1.CreateDisk(ctx, admin.NewDisk{Name: "vm1", SizeBytes: 8 << 20, Rule: &admin.Rule{Terms: []string{"dc=tokyo:2"}, MinSync: minSync}}); err != nil {
+					t.Fatal(err)
+				}
+				m.Await("all have heard of it", func() error { _, err := o1.Disk(ctx, "vm1"); return err })
+				d := t1.Volume("vm1")
+				if err := d.Attach(ctx); err != nil {
+					t.Fatal(err)
+				}
+				want := pattern(1, 8<<20)
+				i := 0
+				write := func() {
+					off := (i * 37 % 256) * 32 << 10
+					copy(want[off:], pattern(uint64(i), 32<<10))
+					if _, err := d.WriteAt(ctx, want[off:off+32<<10], int64(off)); err != nil {
+						t.Fatal(err)
+					}
+					i++
+				}
+				for i < 300 {
+					write()
+				}
+				change := admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:2"}, MinSync: minSync}, AllowFewer: true}
+				p, err := o1.PlaceDisk(ctx, "vm1", change)
+				if err != nil || p.Costs == nil || p.Costs.LeastInSync != minSync || !p.AllowFewer {
+					t.Fatalf("%v: %+v", err, p)
+				}
+				least, most := 2, 2
+				m.Await("the disk is in osaka", func() error {
+					write()
+					got, err := locations(t1, "vm1")
+					inSync := 0
+					for _, l := range got {
+						if l[3:] == string(admin.InSync) {
+							inSync++
+						}
+					}
+					least, most = min(least, inSync), max(most, len(got))
+					if err == nil && !slices.Equal(got, []string{"o1 in sync", "o2 in sync"}) {
+						err = fmt.Errorf("it is on %v", got)
+					}
+					return err
+				})
+				if least != minSync {
+					t.Errorf("%d copies were in sync at one moment, must be %d", least, minSync)
+				}
+				if minSync == 1 && most > 3 { // one from before, two new ones
+					t.Errorf("%d replicas at one moment", most)
+				}
+				m.Await("it is not allowed any more", func() error {
+					p, err := o1.Placement(ctx, "vm1")
+					if err == nil && (p.AllowFewer || !p.Met) {
+						err = fmt.Errorf("allowed %v, met %v", p.AllowFewer, p.Met)
+					}
+					return err
+				})
+				if err := d.Detach(ctx); err != nil {
+					t.Fatal(err)
+				}
+				same(t, o1, "vm1", want)
+			})
+		})
+	}
+}
+
 // Nobody opens the disk again: the program that had it ended with its machine.
 func TestADiskWhoseHolderIsGoneIsRepairedThoughNobodyOpensIt(t *testing.T) {
 	for _, after := range []time.Duration{30 * time.Second, 0} {

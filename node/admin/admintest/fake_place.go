@@ -26,6 +26,7 @@ func (f *Fake) PlaceDisk(_ context.Context, disk string, p admin.PlaceDisk) (adm
 		return admin.Placement{}, err
 	}
 	pl := f.placement(d, p.Rule)
+	pl.AllowFewer = p.AllowFewer
 	pl.DryRun, pl.Reasons = p.DryRun, reasons
 	if !pl.Met {
 		pl.Notice = "the rule is recorded; the data stays where it is"
