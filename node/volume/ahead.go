@@ -75,10 +75,15 @@ func (h *holding) catchUp(op *mutation) {
 	for i := range op.targets {
 		h.await(&op.targets[i])
 	}
-	if op.complete() && h.sealDone(op) {
-		op.settled = true
-	} else if err := h.insist(op); err != nil && h.err() == nil {
-		h.end(fmt.Errorf("an acknowledged write cannot be completed: %w: %w", err, ukai.ErrLost))
+	if op.complete() && h.generation.Load() == op.generation && h.over.Load() == nil {
+		op.settled = true // dirty is set since the guest was answered, and a flush that cleared it waits for this
+	} else {
+		h.mu.Lock()
+		h.window.redo(op)
+		h.mu.Unlock()
+		if err := h.insist(op); err != nil && h.err() == nil {
+			h.end(fmt.Errorf("an acknowledged write cannot be completed: %w: %w", err, ukai.ErrLost))
+		}
 	}
 	op.finish()
 }
@@ -88,6 +93,11 @@ func (h *holding) drain(ctx context.Context) error {
 	h.mu.Lock()
 	done := h.window.drained()
 	h.mu.Unlock()
+	return h.awaitDrained(ctx, done)
+}
+
+// awaitDrained waits for what window.drained has returned.
+func (h *holding) awaitDrained(ctx context.Context, done <-chan struct{}) error {
 	if done == nil {
 		return nil
 	}

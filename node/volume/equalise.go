@@ -86,8 +86,12 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 	defer context.AfterFunc(l.ctx, cancel)()
 	age := l.age(msg.Kind)
 	slot := age.begin()
+	l.count(msg.Kind)
 	reply, err := m.ask(try, l.session, msg, into)
 	age.end(slot)
+	if err != nil {
+		l.failed(msg.Kind)
+	}
 	if err != nil && l.ctx.Err() != nil && ctx.Err() == nil {
 		err = m.named(fmt.Errorf("its session ended: %w", ukai.ErrUnreachable))
 	}

@@ -261,6 +261,9 @@ func (x *explorer) network(w *xWorld, emit xEmit) {
 				p.durStamp = p.stamp
 			}
 			p.mem = m.value
+			if mine && m.kind == xWrite && m.value == y.flushBehind {
+				y.uncounted &^= xBit(r)
+			}
 			if mine {
 				kind := xAck
 				if m.kind == xCopy {

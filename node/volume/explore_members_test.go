@@ -127,6 +127,13 @@ func (x *explorer) link(w *xWorld, h, r int, emit xEmit) {
 			z.copying = 0 // what is left of the copy is fenced off; the block stays dirty
 		}
 		z.owes &^= b
+		z.redoing = y.redoing || y.value != 0 && y.acks&b == 0
+		if y.flushBehind != 0 {
+			z.again = y.again || z.redoing || y.flushTargets&^y.flushed&b != 0
+		}
+		if x.s.mutation == "behindredone" {
+			z.uncounted &^= b // what was sent in the session before does not count in this one
+		}
 		if y.value != 0 && y.acks&b == 0 && (s.ack&b != 0 || y.dirty&b == 0) && !n.send(xMessage{xWrite, uint8(h), uint8(r), y.epoch, z.session[r], y.value, y.stamp}) {
 			return
 		}

@@ -18,6 +18,7 @@ func (x *explorer) guest(w *xWorld, h int, emit xEmit) {
 		n.writes++
 		z := &n.host[h]
 		z.value, z.stamp, z.acks, z.targets = n.writes, xStamp(y.epoch, y.check), 0, s.ack
+		z.redoing = s.ack&^y.linked != 0
 		n.invoke(z.value, x.deposed(w, y.epoch))
 		room := true
 		for r := range x.s.replicas {
@@ -75,7 +76,7 @@ func (x *explorer) guest(w *xWorld, h int, emit xEmit) {
 			z.dirty |= missed
 		}
 		z.owes |= missed & y.linked
-		z.value, z.targets, z.acks, z.stamp = 0, 0, 0, 0
+		z.value, z.targets, z.acks, z.stamp, z.redoing = 0, 0, 0, 0, false
 		emit(n, "host %d acknowledges %d, told before=%v", h+1, y.value, y.told)
 	}
 	x.reads(w, h, s, emit)
@@ -193,17 +194,29 @@ func (x *explorer) flush(w *xWorld, h int, emit xEmit) {
 	y := &w.host[h]
 	s := x.sets(y)
 	if y.flushing {
+		uncounted := y.uncounted
+		if x.s.mutation == "behinduncounted" {
+			uncounted = 0
+		}
 		for r := range x.s.replicas {
-			if b := xBit(r); y.flushTargets&s.ack&b != 0 && y.flushed&b == 0 && x.reaches(w, h, r) {
+			if b := xBit(r); y.flushTargets&s.ack&b != 0 && y.flushed&b == 0 && uncounted&b == 0 && x.reaches(w, h, r) {
 				n := *w
 				n.replica[r].sync()
 				n.host[h].flushed |= b
 				emit(n, "host %d flushes replica %d", h+1, r+1)
 			}
 		}
-		if need := y.flushTargets & s.ack; y.flushed&need == need {
+		again := (y.again || s.ack != y.flushTargets) && x.s.mutation != "behindredone"
+		if y.flushBehind != 0 && again && y.value == 0 {
 			n := *w
 			z := &n.host[h]
+			z.flushed, z.flushTargets, z.flushBehind, z.uncounted, z.again = 0, s.ack, 0, 0, false
+			emit(n, "host %d flushes again, behind no write", h+1)
+		}
+		if need := y.flushTargets & s.ack; y.flushed&need == need && (y.flushBehind == 0 || y.value != y.flushBehind && !again) {
+			n := *w
+			z := &n.host[h]
+			z.flushBehind, z.uncounted, z.again = 0, 0, false
 			if !x.deposed(w, y.epoch) {
 				n.since = y.flushSince
 			}
@@ -220,6 +233,19 @@ func (x *explorer) flush(w *xWorld, h int, emit xEmit) {
 		z.flushing, z.flushTargets, z.flushSince = true, s.ack, w.current()
 		z.check++
 		emit(n, "host %d begins to flush", h+1)
+	}
+	if w.used.flushes < x.s.max.flushes && x.s.ackLocal && y.told && !y.redoing && s.ack&^y.linked == 0 && y.check < 7 { // holding.flushBehind
+		n := *w
+		n.used.flushes++
+		z := &n.host[h]
+		z.flushing, z.flushTargets, z.flushSince, z.flushBehind = true, s.ack, w.current(), y.value
+		for r := range x.s.replicas {
+			if s.ack&xBit(r) != 0 && w.replica[r].mem != y.value {
+				z.uncounted |= xBit(r)
+			}
+		}
+		z.check++
+		emit(n, "host %d begins to flush behind %d", h+1, y.value)
 	}
 	if x.s.release && y.value == 0 && y.reading == 0 && y.copying == 0 && w.change[h].op == 0 && x.reachesAll(w, h, s.ack) {
 		for _, told := range []uint8{0, s.ack} {

@@ -175,6 +175,7 @@ var (
 	}
 	xLarge = []scenario{
 		{name: "ack=local, power loss and flush", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1}},
+		{name: "ack=local, power loss, flush and reconnect", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1, reconnects: 1}},
 		{name: "crash, reconnect and shrink", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, reconnects: 1, shrinks: 1, ticks: 1}},
 		{name: "three epochs", replicas: 2, epochs: 3, writes: 2, max: xBudget{crashes: 1, shrinks: 1, ticks: 1}},
 		{name: "replicas on the hosts, slow reads", replicas: 2, local: true, slowReads: true, epochs: 2, writes: 2, max: xBudget{shrinks: 1, ticks: 1}},
@@ -255,6 +256,8 @@ var xBroken = []scenario{
 	{mutation: "localunnamed", replicas: 2, inSync: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{crashes: 1, joins: 1}},
 	{mutation: "localreadany", replicas: 2, local: true, ackLocal: true, epochs: 1, writes: 1},
 	{mutation: "localnodrain", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1, ticks: 1}},
+	{mutation: "behinduncounted", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1, ticks: 1}},
+	{mutation: "behindredone", replicas: 2, local: true, ackLocal: true, epochs: 1, writes: 1, max: xBudget{flushes: 1, losses: 1, reconnects: 1}},
 	{mutation: "localshrink", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{shrinks: 1}},
 	{mutation: "beatnosession", replicas: 2, epochs: 1, writes: 1, max: xBudget{losses: 1}},
 	{mutation: "stablenosession", replicas: 2, epochs: 3, writes: 2, max: xBudget{losses: 1, restarts: 1, reconnects: 1, flushes: 1, ticks: 1}},

@@ -74,6 +74,9 @@ type xHost struct {
 	flushing                    bool
 	flushTargets, flushed       uint8
 	flushSince                  uint8 // values that may be current when a power loss takes what is not flushed
+	redoing                     bool  // the write under way was not sent, or is sent again, to a replica that must have it
+	flushBehind, uncounted      uint8 // the flush was sent behind this write; replicas that have not applied it in the session it was sent in
+	again                       bool  // that flush is none: it must be sent once more when the write is over
 
 	dirty, owes uint8 // syncing replicas
 	copying     uint8 // 1 + replica

@@ -16,15 +16,55 @@ func (h *holding) flush(ctx context.Context) error {
 	}
 	h.flushing.Add(1)
 	h.dirty.Store(false)
-	err := h.drain(ctx)
-	if err == nil {
-		err = h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
+	done, err := h.flushBehind(ctx)
+	if err == nil && !done {
+		if err = h.drain(ctx); err == nil {
+			err = h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
+		}
 	}
 	if err != nil {
 		h.dirty.Store(true) // before flushing, or adopt could see neither
 	}
 	h.flushing.Add(-1)
 	return err
+}
+
+// flushBehind is flush while the window is not empty, in one round trip: the replicas are asked at once, and each syncs when it has applied as many
+// mutations as it was sent before. It says whether that was a flush: not if one of those mutations had to be sent again, or the replicas are others
+// by then. It is a matter of speed alone: whoever is not sure drains the window first.
+func (h *holding) flushBehind(ctx context.Context) (bool, error) {
+	v := h.view.Load()
+	h.mu.Lock()
+	if h.window.first == nil || h.window.redoing > 0 || h.view.Load() != v {
+		h.mu.Unlock()
+		return false, nil
+	}
+	// All that are in the window now have been sent.
+	redone, drained := h.window.redone, h.window.drained()
+	h.mu.Unlock()
+	op := h.newMutation(wire.KindFlush, allGroups, nil, 0, 0)
+	op.behind, op.generation = true, h.generation.Load()
+	op.aim(v)
+	defer op.finish()
+	for i := range op.targets {
+		if l := op.targets[i].m.link.Load(); l == nil || !l.counts || l.uneven.Load() {
+			return false, nil
+		}
+	}
+	h.send(op)
+	for i := range op.targets {
+		t := &op.targets[i]
+		if h.await(t); t.err != nil && t.l != nil {
+			t.l.uneven.Store(true)
+		}
+	}
+	if err := h.awaitDrained(ctx, drained); err != nil {
+		return false, err
+	}
+	h.mu.Lock()
+	same := h.window.redone == redone && h.view.Load() == v
+	h.mu.Unlock()
+	return same && op.complete() && h.sealDone(op), nil
 }
 
 // checkpointNow is checkpoint after any that runs. When it returns nil every mutation that had begun when it was called is

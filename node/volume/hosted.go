@@ -29,18 +29,27 @@ type hosted struct {
 // admission is the fence in force and the operations that run under it.
 type admission struct {
 	fence
-	ops *gate
+	ops     *gate
+	applied applied
 }
+
+func newAdmission(f fence) *admission {
+	a := &admission{fence: f, ops: newGate()}
+	a.applied.init()
+	return a
+}
+
+func (a *admission) leave() { a.ops.leave() }
 
 func newHosted(rs *Replicas, key replicaKey, data store.Replica) *hosted {
 	h := &hosted{rs: rs, key: key, data: data, control: make(chan struct{}, 1)}
-	h.admitted.Store(&admission{fence{epoch: data.Header().Fence}, newGate()})
+	h.admitted.Store(newAdmission(fence{epoch: data.Header().Fence}))
 	h.confirmed.Store(int64(rs.cfg.Clock())) // at the latest, by the process before
 	return h
 }
 
 // enter admits one operation. If it returns no error, leave of what it returns must follow.
-func (h *hosted) enter(epoch ukai.Epoch, session uint32) (*gate, error) {
+func (h *hosted) enter(epoch ukai.Epoch, session uint32) (*admission, error) {
 	a := h.admitted.Load()
 	if err := a.admits(epoch, session); err != nil {
 		return nil, err
@@ -49,7 +58,7 @@ func (h *hosted) enter(epoch ukai.Epoch, session uint32) (*gate, error) {
 		// Drained for a newer fence since we looked.
 		return nil, &ukai.FencedError{Epoch: h.admitted.Load().epoch}
 	}
-	return a.ops, nil
+	return a, nil
 }
 
 // advance puts another fence in force: until drained and ready has returned, nothing is admitted at all, then what the
@@ -57,13 +66,14 @@ func (h *hosted) enter(epoch ukai.Epoch, session uint32) (*gate, error) {
 func (h *hosted) advance(next fence, ready func() error) error {
 	old := h.admitted.Load()
 	// No session: operations of the old fence are refused from here on, and none of the new one has begun.
-	h.admitted.Store(&admission{fence{epoch: next.epoch}, newGate()})
+	h.admitted.Store(newAdmission(fence{epoch: next.epoch}))
+	old.applied.giveUp()
 	<-old.ops.close()
 	if err := ready(); err != nil {
-		h.admitted.Store(&admission{old.fence, newGate()})
+		h.admitted.Store(newAdmission(old.fence))
 		return err
 	}
-	h.admitted.Store(&admission{next, newGate()})
+	h.admitted.Store(newAdmission(next))
 	return nil
 }
 
@@ -115,7 +125,7 @@ func (h *hosted) seal(ctx context.Context, epoch ukai.Epoch, req sealRequest) (s
 	header := h.data.Header()
 	reply := sealReply{
 		Incarnation: h.rs.cfg.Store.Incarnation(), Unclean: header.Unclean, Stable: header.Stable,
-		Session: h.admitted.Load().session, Quiet: quiet,
+		Session: h.admitted.Load().session, Quiet: quiet, Counts: step == sealAdvance,
 	}
 	if space, err := h.rs.cfg.Store.Space(); err == nil { // only for display: a seal does not fail for want of it
 		reply.Free = space.Free
@@ -229,13 +239,16 @@ func (h *hosted) write(ctx context.Context, epoch ukai.Epoch, session uint32, p 
 		return err
 	}
 	began := time.Now()
-	if err := h.raise(ctx, off, int64(len(p)), s); err != nil || len(p) == 0 {
+	if err := h.raise(ctx, off, int64(len(p)), s); err != nil {
 		return err
 	}
-	if err := h.data.WriteAt(p, off); err != nil {
-		return err
+	if len(p) > 0 {
+		if err := h.data.WriteAt(p, off); err != nil {
+			return err
+		}
+		h.rs.service.write(len(p), began)
 	}
-	h.rs.service.write(len(p), began)
+	ops.applied.add()
 	return nil
 }
 
@@ -253,12 +266,28 @@ func (h *hosted) clear(ctx context.Context, epoch ukai.Epoch, session uint32, of
 		return err
 	}
 	if discard {
-		return h.data.Discard(off, n)
+		err = h.data.Discard(off, n)
+	} else {
+		err = h.data.Zero(off, n)
 	}
-	return h.data.Zero(off, n)
+	if err == nil {
+		ops.applied.add()
+	}
+	return err
 }
 
-func (h *hosted) flush(ctx context.Context, epoch ukai.Epoch, session uint32) error {
+// flush makes everything that was applied before stable, and so many mutations of this session at least, which may still be on their way.
+func (h *hosted) flush(ctx context.Context, epoch ukai.Epoch, session uint32, behind uint64) error {
+	if behind > 0 {
+		a := h.admitted.Load()
+		if err := a.admits(epoch, session); err != nil {
+			return err
+		}
+		// Not yet admitted: a seal or a hello must not have to wait for it.
+		if err := a.applied.reach(ctx, behind); err != nil {
+			return err
+		}
+	}
 	ops, err := h.enter(epoch, session)
 	if err != nil {
 		return err

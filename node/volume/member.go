@@ -39,11 +39,34 @@ type link struct {
 	cancel  context.CancelFunc
 	ops     outstanding
 	flushes outstanding
+
+	// What a flush counts by that is sent behind mutations under way, see flushBehind.
+	counts bool          // the replica does
+	sent   atomic.Uint64 // writes, zeros and discards
+	uneven atomic.Bool   // one of them failed: the replica may have applied fewer
+}
+
+// count counts a request that the replica counts, too. It comes before the request is sent.
+func (l *link) count(kind wire.Kind) {
+	if mutates(kind) {
+		l.sent.Add(1)
+	}
+}
+
+// failed notes that a request was answered with an error, or not at all.
+func (l *link) failed(kind wire.Kind) {
+	if mutates(kind) {
+		l.uneven.Store(true)
+	}
+}
+
+func mutates(kind wire.Kind) bool {
+	return kind == wire.KindWrite || kind == wire.KindZero || kind == wire.KindDiscard
 }
 
 // newLink puts a session in use. The caller holds h.mu.
-func (m *member) newLink(session uint32) {
-	l := &link{session: session}
+func (m *member) newLink(session uint32, counts bool) {
+	l := &link{session: session, counts: counts || m.local != nil}
 	l.ctx, l.cancel = context.WithCancel(m.h.ctx)
 	m.failure, m.lasting, m.dropFirst = nil, false, false
 	m.link.Store(l)
@@ -87,7 +110,7 @@ func (m *member) seal(ctx context.Context, req sealRequest) (sealReply, error) {
 		return reply, m.greet(ctx)
 	}
 	m.h.mu.Lock()
-	m.newLink(reply.Session)
+	m.newLink(reply.Session, reply.Counts)
 	m.h.mu.Unlock()
 	return reply, nil
 }
@@ -99,12 +122,13 @@ func (m *member) greet(ctx context.Context) error {
 	session, incarnation := m.session, m.incarnation
 	m.h.mu.Unlock()
 	msg := wire.Message{Kind: wire.KindHello, Payload: encode(helloRequest{Incarnation: incarnation})}
-	if _, err := m.ask(ctx, session, msg, nil); err != nil {
+	reply, err := m.ask(ctx, session, msg, nil)
+	if err != nil {
 		return err
 	}
 	m.h.mu.Lock()
 	defer m.h.mu.Unlock()
-	m.newLink(session)
+	m.newLink(session, reply.Count == helloCounts)
 	if m.h.view.Load() != nil {
 		m.h.rebuild()
 	}

@@ -191,7 +191,7 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 	case wire.KindResize:
 		return wire.Reply{}, h.resize(rs.ctx, m.Epoch, m.Session, m.Offset)
 	case wire.KindFlush:
-		return wire.Reply{}, h.flush(rs.ctx, m.Epoch, m.Session)
+		return wire.Reply{}, h.flush(rs.ctx, m.Epoch, m.Session, uint64(m.Offset))
 	case wire.KindSeal:
 		var req sealRequest
 		if err := codec.Unmarshal(m.Payload, &req); err != nil {
@@ -204,7 +204,7 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 		if err := codec.Unmarshal(m.Payload, &req); err != nil {
 			return wire.Reply{}, err
 		}
-		return wire.Reply{}, h.hello(rs.ctx, m.Epoch, m.Session, req.Incarnation)
+		return wire.Reply{Count: helloCounts}, h.hello(rs.ctx, m.Epoch, m.Session, req.Incarnation)
 	case wire.KindStamps:
 		list, next, more, err := h.suspects(m.Epoch, m.Session, m.Stamp, ukai.Index(m.Offset), int(m.Count))
 		reply := wire.Reply{Offset: int64(next), Payload: list}

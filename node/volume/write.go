@@ -37,6 +37,8 @@ type mutation struct {
 	verdict verdict
 	settled bool // every replica that must have it has it
 
+	behind bool // a flush that is sent behind mutations under way
+
 	// With ack=local, once the guest is answered:
 	window  windowed
 	kept    *[]byte // what p is part of: a copy
@@ -63,7 +65,7 @@ func (h *holding) newMutation(kind wire.Kind, group int, p []byte, off, n int64)
 	op := mutations.Get().(*mutation)
 	op.h, op.kind, op.group, op.p, op.off, op.n = h, kind, group, p, off, n
 	op.stamp, op.locked, op.check, op.reserved = ukai.BlockStamp{}, false, nil, 0
-	op.follow, op.verdict, op.settled = nil, miss, false
+	op.follow, op.verdict, op.settled, op.behind = nil, miss, false, false
 	return op
 }
 
@@ -183,17 +185,7 @@ func (h *holding) mutatePart(ctx context.Context, kind wire.Kind, p []byte, off,
 func (h *holding) run(ctx context.Context, op *mutation) error {
 	op.generation = h.generation.Load()
 	op.aim(h.view.Load())
-	// Others first: their answers travel while this node's own replica is written.
-	for i := range op.targets {
-		if t := &op.targets[i]; t.m.local == nil {
-			h.sendTo(op, t)
-		}
-	}
-	for i := range op.targets {
-		if t := &op.targets[i]; t.m.local != nil {
-			h.sendTo(op, t)
-		}
-	}
+	h.send(op)
 	if h.goAhead(op) {
 		return nil
 	}
@@ -210,6 +202,20 @@ func (h *holding) run(ctx context.Context, op *mutation) error {
 		return nil
 	}
 	return h.settle(ctx, op)
+}
+
+// send sends a mutation to all its targets, others first: their answers travel while this node's own replica is written.
+func (h *holding) send(op *mutation) {
+	for i := range op.targets {
+		if t := &op.targets[i]; t.m.local == nil {
+			h.sendTo(op, t)
+		}
+	}
+	for i := range op.targets {
+		if t := &op.targets[i]; t.m.local != nil {
+			h.sendTo(op, t)
+		}
+	}
 }
 
 // sendTo sends a mutation to one replica, or applies it if the replica is on this node.
@@ -231,7 +237,11 @@ func (h *holding) sendTo(op *mutation, t *target) {
 		t.done = t.err == nil
 		return
 	}
+	if op.behind {
+		t.msg.Offset = int64(t.l.sent.Load())
+	}
 	t.slot = t.l.age(op.kind).begin()
+	t.l.count(op.kind)
 	t.call = h.host.cfg.Peers.Start(t.l.ctx, t.m.Node, &t.msg, nil)
 }
 
@@ -263,7 +273,9 @@ func (h *holding) await(t *target) {
 	_, t.err = t.call.Wait(t.l.ctx)
 	t.l.age(t.msg.Kind).end(t.slot)
 	t.call, t.msg.Payload = nil, nil
-	t.done = t.err == nil
+	if t.done = t.err == nil; !t.done {
+		t.l.failed(t.msg.Kind)
+	}
 }
 
 // complete says whether every replica it was sent to has done the mutation.

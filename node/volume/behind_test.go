@@ -1,0 +1,156 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ukai"
+	"ukai/node/store"
+)
+
+func TestFlushBehindWritesTakesOneRoundTrip(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1)) // raises a stamp
+		w.flush(0)
+		w.setDelay(1, 10*time.Millisecond)
+		for v := byte(2); v < 10; v++ {
+			w.quick(0, 0, fill(4096, v))
+			w.quick(0, int64(v)*4096, fill(4096, v))
+			begin := time.Now()
+			w.flush(0)
+			if took := time.Since(begin); took < 20*time.Millisecond || took > 21*time.Millisecond {
+				t.Errorf("the flush took %v, want one round trip of 20 ms", took)
+			}
+			if n := w.behind(0); n != 0 {
+				t.Errorf("%d bytes are behind after a flush", n)
+			}
+		}
+		w.wantEqual()
+		w.nodes[1].kill()
+		w.nodes[1].restart(true) // loses what it had not synced
+		if got := w.nodes[1].raw(0, 1)[0]; got != 9 {
+			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
+		}
+	})
+}
+
+// The flush is on its way when what it was sent behind turns out not to have been applied.
+func TestFlushBehindAWriteThatIsSentAgain(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		t.Run(fmt.Sprint("refused=", refused), func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
+				w.attach(0)
+				w.write(0, 0, fill(4096, 1))
+				w.flush(0)
+				w.setDelay(1, 10*time.Millisecond)
+				pending := &w.nodes[1].replicas.Load().data
+				if refused {
+					pending.Add(maxPendingData) // no room for a discard
+				}
+				if err := w.d(0).Discard(w.t.Context(), 0, 4096); err != nil {
+					t.Fatal(err)
+				}
+				flushed := make(chan error, 1)
+				go func() { flushed <- w.d(0).Flush(w.t.Context()) }()
+				time.Sleep(time.Millisecond)
+				w.quick(0, 8192, fill(4096, 3)) // in its place n1 counts this one
+				time.Sleep(15 * time.Millisecond)
+				if refused {
+					pending.Add(-maxPendingData) // it is sent again in the same session
+				} else {
+					m := w.d(0).holding.Load().members[w.nodes[1].rid]
+					m.lost(m.link.Load(), ukai.ErrUnreachable) // in the next
+				}
+				if err := <-flushed; err != nil {
+					t.Fatal(err)
+				}
+				if n := w.behind(0); n != 0 {
+					t.Errorf("%d bytes are behind after a flush", n)
+				}
+				w.nodes[1].kill()
+				w.nodes[1].restart(true)
+				if got := w.nodes[1].raw(0, 1)[0]; got != 0 {
+					t.Errorf("after a power loss n1 has %x, not what was flushed", got)
+				}
+			})
+		})
+	}
+}
+
+func TestReplicaDoesNotSyncBeforeWhatTheFlushWasSentBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newSealed(t)
+		defer func() {
+			if err := r.rs.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		write := func(v byte) error {
+			return r.write(t.Context(), 1, 1, fill(512, v), 0, ukai.BlockStamp{Epoch: 1})
+		}
+		if err := write(1); err != nil {
+			t.Fatal(err)
+		}
+		var done sync.WaitGroup
+		answer := make([]error, 3)
+		for i := range answer {
+			done.Go(func() { answer[i] = r.flush(t.Context(), 1, 1, uint64(i)+1) })
+		}
+		synctest.Wait()
+		if err := write(2); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		done.Wait()
+		if answer[0] != nil || answer[1] != nil || !errors.Is(answer[2], ukai.ErrOverloaded) || time.Since(begin) != behindFor {
+			t.Errorf("flushes behind 1 to 3 of 2 writes: %v, after %v", answer, time.Since(begin))
+		}
+		// A hello does not wait for a flush that waits, which belongs to nobody then.
+		done.Go(func() { answer[0] = r.flush(t.Context(), 1, 1, 3) })
+		synctest.Wait()
+		begin = time.Now()
+		if err := r.hello(t.Context(), 1, 2, r.rs.cfg.Store.Incarnation()); err != nil {
+			t.Fatal(err)
+		}
+		done.Wait()
+		if answer[0] == nil || time.Since(begin) != 0 {
+			t.Errorf("after the hello: %v, after %v", answer[0], time.Since(begin))
+		}
+		if err := r.flush(t.Context(), 1, 2, 0); err != nil {
+			t.Error(err)
+		}
+		done.Go(func() { answer[0] = r.flush(t.Context(), 1, 2, 1) })
+		done.Wait()
+		if !errors.Is(answer[0], ukai.ErrOverloaded) {
+			t.Errorf("the next session counts what the one before had: %v", answer[0])
+		}
+	})
+}
+
+// newSealed returns an empty replica that has been sealed for epoch 1, in session 1.
+func newSealed(t *testing.T) *hosted {
+	t.Helper()
+	mem := store.NewMem(store.MemConfig{}).Store()
+	rs := NewReplicas(ReplicasConfig{Store: mem})
+	disk := ukai.DiskID{1}
+	if err := mem.Create(t.Context(), disk, 1, store.ReplicaConfig{Size: testSize, BlockSize: testBlock}); err != nil {
+		t.Fatal(err)
+	}
+	h, err := rs.open(t.Context(), disk, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply, err := h.seal(t.Context(), 1, sealRequest{})
+	if err != nil || !reply.Counts || reply.Session != 1 {
+		t.Fatalf("seal: %+v, %v", reply, err)
+	}
+	if reply, err = h.seal(t.Context(), 1, sealRequest{}); err != nil || reply.Counts {
+		t.Fatalf("a seal whose answer was lost, again: %+v, %v", reply, err) // somebody may have written in the session
+	}
+	return h
+}
