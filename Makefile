@@ -85,6 +85,13 @@ bench-failover: build ## how long users wait when nodes die, freeze or are cut o
 	$(GO) build -o bin/ukai-bench ./testnet/bench
 	bin/ukai-bench -failover -doc docs/performance.md -repeat $(or $(REPEAT),3)
 
+.PHONY: bench-scale
+bench-scale: build ## 1,000 disks and one of 16 TiB on a node (root), and a mesh of 200 virtual nodes; DISKS=n NODES=n
+	@.ci/setup test
+	$(GO) build -o bin/ukai-bench ./testnet/bench
+	bin/ukai-bench -scale -disks $(or $(DISKS),1000) -doc docs/performance.md
+	SCALE_NODES=$(or $(NODES),200) $(GO) test -count=1 -timeout 0 -run '^TestANodeOfManySaysLittle$$' -v ./testnet/sim
+
 .PHONY: bench-micro
 bench-micro: ## micro benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem ./crdt ./node/wire ./node/store ./node/place ./fusefs

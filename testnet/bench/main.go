@@ -50,7 +50,8 @@ type options struct {
 	size                    int64
 	rtt, rest               time.Duration
 	bin, base, dir          string
-	peers, failover         bool
+	peers, failover, scale  bool
+	disks                   int
 	jobs, targets           *regexp.Regexp
 	doc, plot, raw, profile string
 }
@@ -79,8 +80,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if o.failover {
+	switch {
+	case o.failover:
 		return failover(ctx, o)
+	case o.scale:
+		return scale(ctx, o)
 	}
 	r, err := bench(ctx, o)
 	if err != nil {
@@ -103,6 +107,8 @@ func parse() (o options, err error) {
 	flag.IntVar(&o.port, "port", 20400, "first of the UDP ports on loopback, of which ten are used")
 	flag.BoolVar(&o.peers, "peers", false, "measure GlusterFS and QEMU's quorum driver too, as far as they are installed")
 	flag.BoolVar(&o.failover, "failover", false, "measure pauses, takeover and resync in place of throughput")
+	flag.BoolVar(&o.scale, "scale", false, "measure many disks and a huge one in place of throughput")
+	flag.IntVar(&o.disks, "disks", 1000, "how many are many")
 	flag.StringVar(&jobsText, "jobs", "", "regular expression: only these jobs")
 	flag.StringVar(&targetsText, "targets", "", "regular expression: only these targets")
 	flag.StringVar(&o.doc, "doc", "", "document whose table is replaced; empty: tables go to standard output only")
