@@ -92,6 +92,12 @@ bench-scale: build ## 1,000 disks and one of 16 TiB on a node (root), and a mesh
 	bin/ukai-bench -scale -disks $(or $(DISKS),1000) -doc docs/performance.md
 	SCALE_NODES=$(or $(NODES),200) $(GO) test -count=1 -timeout 0 -run '^TestANodeOfManySaysLittle$$' -v ./testnet/sim
 
+.PHONY: bench-copies
+bench-copies: build ## what a guest feels of a relocation of its disk, with and without in turn (root); RUNTIME=seconds REPEAT=n
+	@.ci/setup test
+	$(GO) build -o bin/ukai-bench ./testnet/bench
+	bin/ukai-bench -copies -doc docs/performance.md -seconds $(or $(RUNTIME),6) -repeat $(or $(REPEAT),3) -size 3072
+
 .PHONY: bench-micro
 bench-micro: ## micro benchmarks of the packages
 	$(GO) test -run '^$$' -bench . -benchmem ./crdt ./node/wire ./node/store ./node/place ./fusefs

@@ -16,6 +16,8 @@ import (
 const (
 	resyncWidth = 8         // blocks of one replica compared at once
 	copyBytes   = 256 << 10 // copied under one range lock: what a write of the guest may have to wait for
+	// hashShare is how much less it is to compare a byte than to copy it, of what guests may feel.
+	hashShare = 4
 )
 
 // CopyWindow is how many bytes of a resync are under way at once: with round trips it bounds how fast copies are made.
@@ -86,15 +88,18 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 
 // equalise makes [off, end), which is a block, equal.
 func (f *following) equalise(ctx context.Context, l *link, i ukai.Index, off, end int64, as []byte) error {
-	for at := off; at < end; at += maxHashed {
-		if err := f.compare(ctx, l, i, at, min(maxHashed, end-at), as); err != nil {
+	for at := off; at < end; {
+		n := min(f.h.host.piece(maxHashed/hashShare)*hashShare, end-at)
+		if err := f.compare(ctx, l, i, at, n, as); err != nil {
 			return err
 		}
+		at += n
 	}
 	copied := false
 	for chunk := 0; ; {
+		most := int(f.h.host.piece(copyBytes) / ukai.ChunkSize)
 		f.mu.Lock()
-		from, to := f.state.lackingRun(i, chunk, copyBytes/ukai.ChunkSize)
+		from, to := f.state.lackingRun(i, chunk, most)
 		f.mu.Unlock()
 		if from == to {
 			break
@@ -135,6 +140,11 @@ func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n i
 	if err := f.pay(ctx, i, (n+ukai.ChunkSize-1)/ukai.ChunkSize*int64(len(chunkHash{}))); err != nil {
 		return err
 	}
+	release, err := f.h.host.room(ctx, n/hashShare)
+	if err != nil {
+		return err
+	}
+	defer release()
 	var want, have []chunkHash
 	both, part := errgroup.WithContext(ctx)
 	both.Go(func() error {

@@ -126,8 +126,9 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		if err := h.read(ctx, p, off); err != nil {
 			return err
 		}
-		m := d.record()
-		m.count(&m.reads, off, int64(len(p)), d.Size(), time.Since(began))
+		m, took := d.record(), time.Since(began)
+		m.count(&m.reads, off, int64(len(p)), d.Size(), took)
+		d.felt(feltRead, int64(len(p)), began, took)
 		return nil
 	}, func(ctx context.Context, holder ukai.NodeID) error {
 		return d.forwardRead(ctx, holder, p, off)
@@ -182,8 +183,9 @@ func (d *Disk) mutate(ctx context.Context, kind wire.Kind, p []byte, off, n int6
 	if err := h.mutate(ctx, kind, p, off, n); err != nil || kind != wire.KindWrite {
 		return err
 	}
-	m := d.record()
-	m.count(&m.writes, off, n, d.Size(), time.Since(began))
+	m, took := d.record(), time.Since(began)
+	m.count(&m.writes, off, n, d.Size(), took)
+	d.felt(feltWrite, n, began, took)
 	return nil
 }
 
@@ -208,10 +210,11 @@ func (d *Disk) Flush(ctx context.Context) error {
 		return fmt.Errorf("flush %s: %w", d.Name(), err)
 	}
 	if !idle {
-		m := d.record()
+		m, took := d.record(), time.Since(began)
 		m.flushes.Add(1)
-		m.flush.Observe(time.Since(began))
+		m.flush.Observe(took)
 		m.one()
+		d.felt(feltFlush, 0, began, took)
 	}
 	return nil
 }

@@ -42,7 +42,14 @@ func bounds(class int) (from, to time.Duration) {
 // Observe counts one operation.
 func (h *Histogram) Observe(d time.Duration) {
 	h.counts[class(d)].Add(1)
-	if h.total.Add(1) < histogramMemory || !h.halving.CompareAndSwap(false, true) {
+	if h.total.Add(1) >= histogramMemory {
+		h.halve()
+	}
+}
+
+// halve makes what was counted so far count half as much.
+func (h *Histogram) halve() {
+	if !h.halving.CompareAndSwap(false, true) {
 		return
 	}
 	total := uint32(0)

@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"ukai"
@@ -126,7 +125,7 @@ type Host struct {
 	forwards atomic.Int64
 
 	resyncs  map[ukai.NodeID]chan struct{} // those that run, by the node of the replica
-	copying  *semaphore.Weighted           // bytes
+	copies   *copies
 	resynced struct {
 		bytes, blocks, hashed atomic.Int64
 	}
@@ -150,7 +149,7 @@ func NewHost(cfg Config) *Host {
 		cfg.MaxInflight = 64 << 20
 	}
 	h := &Host{cfg: cfg, disks: make(map[ukai.DiskID]*Disk), peers: make(map[ukai.NodeID]*peer)}
-	h.resyncs, h.copying = make(map[ukai.NodeID]chan struct{}), semaphore.NewWeighted(maxResyncBytes)
+	h.resyncs, h.copies = make(map[ukai.NodeID]chan struct{}), newCopies()
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.attaching, h.refuse = context.WithCancel(h.ctx)
 	gone, cancel := context.WithCancel(context.Background())
@@ -371,9 +370,12 @@ func (h *Host) pulse() {
 		if n%heartbeatTicks == 0 {
 			h.heartbeat(all)
 		}
+		used := false
 		for _, held := range all {
 			held.tick()
+			used = used || held.idleTicks == 0
 		}
+		h.watch(used)
 	}
 }
 

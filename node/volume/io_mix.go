@@ -29,6 +29,7 @@ type ioMix struct {
 	flush         Histogram
 	total         atomic.Uint32
 	halving       atomic.Bool
+	felt          felt
 }
 
 // counted is what is recorded of reads, or of writes.

@@ -14,8 +14,7 @@ import (
 
 // Bounds of all resyncs of a host together.
 const (
-	maxResyncs     = 4        // replicas on one node, each of another disk: those that wait for a slow link keep no other node waiting
-	maxResyncBytes = 16 << 20 // being copied
+	maxResyncs = 4 // replicas on one node, each of another disk: those that wait for a slow link keep no other node waiting
 )
 
 // rejoinFor is how long a replica that is being brought up to date may be gone before it counts as out again.
@@ -390,12 +389,4 @@ func (h *Host) resyncSlot(ctx context.Context, node ukai.NodeID) (leave func(), 
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-}
-
-// room waits until n more bytes may be copied on this host.
-func (h *Host) room(ctx context.Context, n int64) (leave func(), err error) {
-	if err := h.copying.Acquire(ctx, n); err != nil {
-		return nil, err
-	}
-	return func() { h.copying.Release(n) }, nil
 }

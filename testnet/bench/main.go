@@ -50,7 +50,8 @@ type options struct {
 	size                    int64
 	rtt, rest               time.Duration
 	bin, base, dir          string
-	peers, failover, scale  bool
+	peers, failover         bool
+	copies, scale           bool
 	disks                   int
 	jobs, targets           *regexp.Regexp
 	doc, plot, raw, profile string
@@ -85,6 +86,8 @@ func run() error {
 		return failover(ctx, o)
 	case o.scale:
 		return scale(ctx, o)
+	case o.copies:
+		return beside(ctx, o)
 	}
 	r, err := bench(ctx, o)
 	if err != nil {
@@ -109,6 +112,7 @@ func parse() (o options, err error) {
 	flag.BoolVar(&o.failover, "failover", false, "measure pauses, takeover and resync in place of throughput")
 	flag.BoolVar(&o.scale, "scale", false, "measure many disks and a huge one in place of throughput")
 	flag.IntVar(&o.disks, "disks", 1000, "how many are many")
+	flag.BoolVar(&o.copies, "copies", false, "measure what a guest feels of a relocation of its disk, in place of throughput")
 	flag.StringVar(&jobsText, "jobs", "", "regular expression: only these jobs")
 	flag.StringVar(&targetsText, "targets", "", "regular expression: only these targets")
 	flag.StringVar(&o.doc, "doc", "", "document whose table is replaced; empty: tables go to standard output only")

@@ -209,19 +209,6 @@ func (s *scaled) huge(ctx context.Context, o options) error {
 	return errors.Join(verify(g), g.Close(), a.run(), await(ctx, "a is back", func() error { return a.sees(ctx, len(m.nodes)) }))
 }
 
-// lockAsQEMU opens the file of a disk and locks it as a VM does: its node attaches the disk.
-func lockAsQEMU(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 101, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
-	}
-	return f, nil
-}
-
 func (s *scaled) markdown(o options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Measured on %s: %s; %s.\n\n| | |\n|---|--:|\n", time.Now().UTC().Format("2006-01-02"), machine(), strings.Join(versions(options{bin: o.bin}), ", "))
