@@ -41,6 +41,10 @@ type Backend interface {
 
 	// Create makes an empty replica in StateNew, durably. The id must be new to this store.
 	Create(ctx context.Context, disk ukai.DiskID, rid ukai.ReplicaID, cfg ReplicaConfig) error
+	// Adopt makes a replica of what a retired one has: in StateNew, with its size, data, stamps and checksums, but without its fence and its
+	// stable stamp, so that every block that may hold data counts as one that may differ. The old one must not be open, and is gone when Adopt returns.
+	// An interrupted Adopt is finished when the store is next opened. to must be new to this store.
+	Adopt(ctx context.Context, disk ukai.DiskID, from, to ukai.ReplicaID) error
 	// OpenReplica opens a replica; it can be open once at a time (ukai.ErrLocked). A replica that is broken does not
 	// open (ukai.ErrMedia).
 	OpenReplica(disk ukai.DiskID, rid ukai.ReplicaID) (Replica, error)
@@ -190,6 +194,8 @@ type Header struct {
 	// Version is the highest version of the disk's record seen here.
 	Version uint64
 	State   State
+	// Adopted means that the replica began with what another one had: see Backend.Adopt.
+	Adopted bool
 }
 
 // State is where a replica is in its life.
@@ -202,6 +208,7 @@ const (
 	StateRetired               // no longer in the disk's record; to be removed after the grace period
 	stateCreating              // Create was interrupted: removed at the next Open
 	stateRemoving              // Remove was interrupted: finished at the next Open
+	stateAdopting              // Adopt likewise
 )
 
 // String returns the state in a word.
@@ -217,6 +224,8 @@ func (s State) String() string {
 		return "creating"
 	case stateRemoving:
 		return "removing"
+	case stateAdopting:
+		return "adopting"
 	}
 	return "unknown"
 }

@@ -14,9 +14,11 @@
 //	b<disk><rid><layer><index>  the stamp of a block, and its checksums while it is quiet
 //	s<name>                   what the store knows about itself
 //
+// A replica that its disk does not name any more can become the first content of a new one: Adopt gives its files and stamps another name.
+//
 // # What is durable when
 //
-// Put with sync, Create, SetFence, SetState and Raise return after their change is on stable storage. Data written by
+// Put with sync, Create, Adopt, SetFence, SetState and Raise return after their change is on stable storage. Data written by
 // WriteAt, Zero and Discard is in the page cache: it survives the end of the process, but not of the machine, until a
 // Sync that was called afterwards has returned. Put without sync, SetStable and SetVersion are likewise lazy; a power
 // cut may keep any subset of the lazy changes, each Put batch wholly or not at all. A later durable change makes every

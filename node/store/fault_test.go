@@ -540,3 +540,50 @@ func crashAtStep(t *testing.T, step int, seed uint64) (finished bool) {
 	must(t, m.Close())
 	return err == nil
 }
+
+// A power cut at any step of an adoption leaves the old replica or the new one, whole, and never both.
+func TestCrashAtEveryStepOfAnAdoption(t *testing.T) {
+	const blocks = store.MaxBatchKeys // its stamps move in several batches
+	for step := 1; ; step++ {
+		f := new(faults)
+		m := store.NewMem(store.MemConfig{Fault: f.ask})
+		ctx, disk := context.Background(), ukai.NewDiskID()
+		must(t, m.Create(ctx, disk, 1, store.ReplicaConfig{Size: blocks << 20, BlockSize: 1 << 20}))
+		r, err := m.OpenReplica(disk, 1)
+		must(t, err)
+		data := bytes.Repeat([]byte{7}, 4096)
+		must(t, errors.Join(r.SetFence(ctx, 7), r.Raise(ctx, 0, blocks-1, ukai.BlockStamp{Epoch: 7, Check: 1}), r.WriteAt(data, 5<<20), r.Sync(ctx),
+			r.SetState(ctx, store.StateRetired), r.Close()))
+		var n atomic.Int64
+		f.arm(func(store.Op) error {
+			if n.Add(1) >= int64(step) {
+				return errIO
+			}
+			return nil
+		})
+		err = m.Adopt(ctx, disk, 1, 2)
+		f.disarm()
+		m.CrashKeeping(rand.New(rand.NewPCG(1, uint64(step))))
+		all := m.Replicas()
+		if o := m.Orphans(); len(all) != 1 || len(o) != 0 {
+			t.Fatalf("step %d: replicas %+v, orphans %q", step, all, o)
+		}
+		if h := all[0].Header; all[0].Replica == 2 && (h.State != store.StateNew || !h.Adopted || h.Fence != 0) || all[0].Replica == 1 && (err == nil || h.State != store.StateRetired) {
+			t.Errorf("step %d: after %v: %+v", step, err, all[0])
+		}
+		r, openErr := m.OpenReplica(disk, all[0].Replica)
+		must(t, openErr)
+		got := make([]byte, len(data))
+		must(t, r.ReadAt(got, 5<<20))
+		if !bytes.Equal(got, data) || len(r.Newer(ukai.BlockStamp{})) != blocks {
+			t.Errorf("step %d: % x..., %d stamps", step, got[:8], len(r.Newer(ukai.BlockStamp{})))
+		}
+		must(t, m.Close())
+		if err == nil {
+			if step < 8 {
+				t.Errorf("the adoption took %d steps only", step)
+			}
+			return
+		}
+	}
+}

@@ -76,6 +76,18 @@ func (d dirFiles) remove(k replicaKey) error {
 	return syncDir(d.dir)
 }
 
+func (d dirFiles) rename(from, to replicaKey) error {
+	switch there, err := d.exists(from); {
+	case err != nil:
+		return err
+	case there:
+		if err := os.Rename(d.replicaDir(from), d.replicaDir(to)); err != nil {
+			return err
+		}
+	}
+	return syncDir(filepath.Dir(d.replicaDir(to)))
+}
+
 func (d dirFiles) strays(known func(replicaKey) bool) ([]string, error) {
 	var strays []string
 	disks, err := os.ReadDir(d.dir)

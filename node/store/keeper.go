@@ -106,6 +106,28 @@ func (k *keeper) deleteAll(ctx context.Context, prefix string) error {
 	return k.put(ctx, false, true, kvs)
 }
 
+// moveAll gives the keys with a prefix another one, in batches: a crash may leave the later ones as they were.
+func (k *keeper) moveAll(ctx context.Context, from, to string) error {
+	var kvs []KV
+	bytes := 0
+	move := func() error {
+		err := k.put(ctx, false, true, kvs)
+		kvs, bytes = nil, 0
+		return err
+	}
+	err := k.scan(from, func(key string, v []byte) error {
+		kvs = append(kvs, KV{to + key[len(from):], v}, KV{K: key})
+		if bytes += 2*len(key) + len(v); len(kvs) < MaxBatchKeys && bytes < MaxBatchBytes/2 {
+			return nil
+		}
+		return move()
+	})
+	if err != nil || len(kvs) == 0 {
+		return err
+	}
+	return move()
+}
+
 func (k *keeper) close() error {
 	k.gate.shut()
 	k.syncs.join()

@@ -126,10 +126,12 @@ type header struct {
 	State       State            `cbor:"10,keyasint"`
 	Head        uint16           `cbor:"11,keyasint,omitempty"` // the layer that takes writes
 	Broken      string           `cbor:"12,keyasint,omitempty"` // the failure that broke the replica
+	From        ukai.ReplicaID   `cbor:"13,keyasint,omitempty"` // whose files and stamps it is about to have, in stateAdopting
+	Adopted     bool             `cbor:"14,keyasint,omitempty"` // it began with what another one had
 }
 
 func (h header) public() Header {
-	return Header{Fence: h.Fence, Stable: h.Stable, Unclean: h.Unclean, Incarnation: h.Incarnation, Version: h.Version, State: h.State}
+	return Header{Fence: h.Fence, Stable: h.Stable, Unclean: h.Unclean, Incarnation: h.Incarnation, Version: h.Version, State: h.State, Adopted: h.Adopted}
 }
 
 func encodeHeader(h header) ([]byte, error) {
@@ -152,7 +154,7 @@ func decodeHeader(key string, v []byte) (h header, err error) {
 		return header{}, corruptKey(key, ukai.CheckDiskSize(h.Size).Error())
 	case ukai.CheckBlockSize(h.BlockSize) != nil:
 		return header{}, corruptKey(key, ukai.CheckBlockSize(h.BlockSize).Error())
-	case h.State > stateRemoving:
+	case h.State > stateAdopting:
 		return header{}, corruptKey(key, fmt.Sprintf("has state %d", h.State))
 	}
 	return h, nil

@@ -31,6 +31,8 @@ type files interface {
 	open(k replicaKey, layer uint16) (file, error)
 	// remove deletes all files of a replica, durably. It is no error if there are none.
 	remove(k replicaKey) error
+	// rename gives the files of a replica to another, durably. It is no error if that has been done already.
+	rename(from, to replicaKey) error
 	// strays lists the paths of replicas that known does not have, and of anything else found among them.
 	strays(known func(replicaKey) bool) ([]string, error)
 	// path names a file in errors.

@@ -53,6 +53,7 @@ const (
 	OpGet
 	OpPut      // a batch; for a replica's header or stamps, Disk and Replica say whose
 	OpSyncKeys // of the database
+	OpRename   // of a replica's files, in Adopt
 )
 
 // Mem is a Backend on an imagined disk, in a machine that can lose its power. It is the same store as Store with other
@@ -197,6 +198,11 @@ func (m *Mem) Space() (Space, error) { return m.Store().Space() }
 // Create implements Backend.
 func (m *Mem) Create(ctx context.Context, disk ukai.DiskID, rid ukai.ReplicaID, cfg ReplicaConfig) error {
 	return m.Store().Create(ctx, disk, rid, cfg)
+}
+
+// Adopt implements Backend.
+func (m *Mem) Adopt(ctx context.Context, disk ukai.DiskID, from, to ukai.ReplicaID) error {
+	return m.Store().Adopt(ctx, disk, from, to)
 }
 
 // OpenReplica implements Backend.

@@ -167,6 +167,18 @@ func (m memFiles) remove(k replicaKey) error {
 	})
 }
 
+func (m memFiles) rename(from, to replicaKey) error {
+	return m.do(Op{Kind: OpRename, Disk: to.disk, Replica: to.rid}, func(d *memDisk) error {
+		for key, data := range d.data {
+			if key.replicaKey == from {
+				delete(d.data, key)
+				d.data[memFileKey{to, key.layer}] = data
+			}
+		}
+		return nil
+	})
+}
+
 func (m memFiles) strays(known func(replicaKey) bool) (strays []string, err error) {
 	err = m.do(Op{}, func(d *memDisk) error {
 		for key := range d.data {

@@ -154,7 +154,7 @@ func (s *Store) load() error {
 		if e.header, e.err = decodeHeader(key, v); e.err != nil {
 			s.log.Error("replica cannot be used", "disk", k.disk, "replica", k.rid, "err", e.err)
 		}
-		if e.header.State == stateCreating || e.header.State == stateRemoving {
+		if e.header.State > StateRetired {
 			unfinished = append(unfinished, k)
 		}
 		s.replicas[k] = e
@@ -164,6 +164,12 @@ func (s *Store) load() error {
 		return err
 	}
 	for _, k := range unfinished {
+		if e := s.replicas[k]; e.header.State == stateAdopting {
+			if err := s.finishAdopt(context.Background(), k, e); err != nil {
+				s.log.Error("a replica cannot be made of what another one had: this is tried again at the next start", "disk", k.disk, "replica", k.rid, "err", err)
+			}
+			continue
+		}
 		s.log.Info("removing a replica whose creation or removal was interrupted", "disk", k.disk, "replica", k.rid)
 		if err := s.erase(context.Background(), k); err != nil {
 			// It stays unfinished, and its space taken; the other replicas are none the worse for it.
@@ -354,7 +360,7 @@ func (s *Store) OpenReplica(disk ukai.DiskID, rid ukai.ReplicaID) (Replica, erro
 	case headerErr != nil:
 		return nil, fmt.Errorf("open %v: %w", k, headerErr)
 	case h.State > StateRetired:
-		return nil, fmt.Errorf("open %v: %w: its removal has begun", k, ukai.ErrNotFound)
+		return nil, fmt.Errorf("open %v: %w: it is being made or removed", k, ukai.ErrNotFound)
 	case open != nil:
 		return nil, fmt.Errorf("open %v: %w: it is open already", k, ukai.ErrLocked)
 	case h.Broken != "":

@@ -65,6 +65,7 @@ func Run(t *testing.T, machine func(t testing.TB) Machine) {
 		{"synced data survives a power cut", testSync},
 		{"a killed process loses nothing", testKill},
 		{"disks grow and shrink", testResize},
+		{"a replica begins with what a retired one had", testAdopt},
 		{"after Close all is closed", testClosed},
 	}
 	for _, tt := range tests {
