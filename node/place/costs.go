@@ -110,7 +110,10 @@ func (w *costing) step(s Step) {
 	case AddReplica:
 		cost.Bytes = s.Bytes
 		cost.Path = w.path(s)
-		w.space(s.Node).PeakBytes += s.Bytes
+		w.space(s.Node).PeakBytes += s.Bytes - s.Reuses
+		if s.Reuses > 0 {
+			w.assume(w.byID[s.Node].name() + " has kept an old copy of " + size(s.Reuses) + ", and all of it has changed since: what is equal is not copied")
+		}
 		cost.Took += w.carry(cost.Path, s.Bytes)
 	case DropReplica:
 		w.space(s.Node).FreedBytes += s.Frees

@@ -48,6 +48,7 @@ type Step struct {
 	Replica ukai.ReplicaID // that is dropped
 	From    ukai.NodeID    // nearest node that the data of a new replica can come from
 	Bytes   int64          // copied, at most
+	Reuses  int64          // of Bytes: the node kept an old copy of so many, and what is equal in it is not copied
 	Frees   int64          // of a drop: given back later, about
 	Why     string         // of a drop and of arbiters
 	// Arbiters are those of MoveArbiters, sorted.
@@ -97,6 +98,8 @@ type Input struct {
 	// Fewer allows that fewer replicas are in sync while the disk moves than before: what is not wanted is dropped before others are made, so that no
 	// space is needed for both. At least one stays in sync, and as many as writes need.
 	Fewer bool
+	// Kept is how many bytes of an old copy of the disk nodes have kept. They are not replicas, but a replica is sooner made there than elsewhere.
+	Kept map[ukai.NodeID]int64
 }
 
 // LostAfter is how long a replica must have been lost before it is replaced.
@@ -109,7 +112,7 @@ const LostAfter = 30 * time.Second
 // The error matches ukai.ErrInvalid for a rule that means nothing.
 func Relocate(in Input) (Plan, error) {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
-	p.Lost, p.Fewer = in.Lost, in.Fewer
+	p.Lost, p.Fewer, p.Kept = in.Lost, in.Fewer, in.Kept
 	plan, err := p.Plan(in.Rule, in.Rec, in.Allocated)
 	if err == nil {
 		plan.Reasons = p.Reasons(in.Rule, in.Rec, in.Allocated, plan)
@@ -120,7 +123,7 @@ func Relocate(in Input) (Plan, error) {
 // relocate is Relocate without the reasons, which take most of the time.
 func relocate(in Input) (Plan, error) {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
-	p.Lost, p.Fewer = in.Lost, in.Fewer
+	p.Lost, p.Fewer, p.Kept = in.Lost, in.Fewer, in.Kept
 	return p.Plan(in.Rule, in.Rec, in.Allocated)
 }
 
@@ -188,17 +191,24 @@ func (w *work) target(g *crdt.Group) []int {
 		}
 		switch n := &w.p.nodes[i]; {
 		case m.Role == crdt.InSync && n.Alive:
-			s.kept[i] = 3
+			s.kept[i] = 4
 		case n.Alive:
-			s.kept[i] = 2
+			s.kept[i] = 3
 		default:
-			s.kept[i] = 1
+			s.kept[i] = 2
 		}
 	}
 	for i := range w.p.nodes {
-		if s.kept[i] > 0 || w.p.nodes[i].fits(w.allocated) {
-			s.add(i)
+		n := &w.p.nodes[i]
+		kept := w.p.Kept[n.ID]
+		switch {
+		case s.kept[i] > 0:
+		case !n.fits(w.allocated - min(kept, w.allocated)):
+			continue
+		case kept > 0:
+			s.kept[i] = 1
 		}
+		s.add(i)
 	}
 	set := s.fill(w.e.want)
 	if set != nil {
@@ -234,8 +244,11 @@ func (p *Planner) reasons(rule Rule, need int64, g *crdt.Group, target []int) []
 	for i := range list {
 		r := &list[i]
 		has := slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Node == r.Node && m.Role != crdt.Async })
-		if r.Chosen && has && p.stays(r.Node) == "" {
+		switch {
+		case r.Chosen && has && p.stays(r.Node) == "":
 			r.Why = "has a replica already"
+		case r.Chosen && !has && p.Kept[r.Node] > 0:
+			r.Why = "has kept an old copy"
 		}
 	}
 	return list
@@ -384,8 +397,9 @@ func (q *queue) room() bool {
 func (q *queue) add(node int, bytes int64) {
 	q.members++
 	q.inSync++
+	id := q.w.p.nodes[node].ID
 	q.w.plan.Steps = append(q.w.plan.Steps, Step{
-		Kind: AddReplica, Group: q.g.ID, Node: q.w.p.nodes[node].ID, From: q.w.nearest(q.g, q.gone, node), Bytes: bytes, InSync: q.inSync,
+		Kind: AddReplica, Group: q.g.ID, Node: id, From: q.w.nearest(q.g, q.gone, node), Bytes: bytes, Reuses: min(q.w.p.Kept[id], bytes), InSync: q.inSync,
 	})
 }
 

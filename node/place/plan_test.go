@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -334,4 +335,53 @@ func must(p Plan, err error) Plan {
 		panic(err)
 	}
 	return p
+}
+
+func TestAReplicaIsMadeWhereAnOldCopyWasKept(t *testing.T) {
+	small := []string{"t1 dc=tokyo", "t2 dc=tokyo", "t3 dc=tokyo free=15", "o1 dc=osaka", "o2 dc=osaka", "w1 dc=fukuoka witness"}
+	for _, test := range []struct {
+		rule, now, kept string
+		want            string
+		reuses          int64
+	}{
+		{"dc=tokyo:1", "o1", "", "add t1, drop o1", 0},
+		{"dc=tokyo:1", "o1", "t2:9", "add t2, drop o1", 9},
+		{"dc=tokyo:2", "o1 o2", "t3:9", "add t3, add t1, drop o1, drop o2", 9},
+		{"dc=tokyo:1", "o1", "t2:30", "add t2, drop o1", 10}, // it was larger, or has holes filled
+		{"dc=tokyo:1", "o1", "w1:9", "add t1, drop o1", 0},
+		{"dc=tokyo:1", "t1", "t2:9", "", 0}, // what is there stays
+		{"any:1", "t1:out o1", "t2:9", "drop t1", 0},
+		{"node=t3:1", "o1", "t3:9", "add t3, drop o1", 9},
+	} {
+		nodes := mesh(t, small...)
+		in := Input{Rule: rule(t, test.rule), Rec: placed(t, nodes, test.now), Nodes: nodes, Now: noon, Kept: map[ukai.NodeID]int64{}}
+		if name, gibs, any := strings.Cut(test.kept, ":"); any {
+			n, _ := strconv.ParseInt(gibs, 10, 64)
+			in.Kept[nodes[slices.IndexFunc(nodes, func(n Node) bool { return n.Name == name })].ID] = n * gib
+		}
+		p := must(Relocate(in))
+		got, _, _ := strings.Cut(told(nodes, p), ", arbiters")
+		reuses := int64(0)
+		for _, s := range p.Steps {
+			reuses += s.Reuses / gib
+		}
+		if got != test.want || reuses != test.reuses || p.Unmet != "" {
+			t.Errorf("%s from %s, kept %s: %s, which reuses %d GiB %s\nwant %s, %d GiB", test.rule, test.now, test.kept, got, reuses, p.Unmet, test.want, test.reuses)
+		}
+		for _, s := range p.Costs(Copying{Rec: in.Rec, Nodes: nodes}).Space {
+			if want := 10 - reuses; reuses > 0 && s.PeakBytes > 0 && s.PeakBytes/gib != want && s.PeakBytes/gib != 10 {
+				t.Errorf("%s: %s takes %d GiB, want %d", test.rule, s.Name, s.PeakBytes/gib, want)
+			}
+		}
+	}
+	// What the copy takes need not be free.
+	nodes := mesh(t, "t1 dc=tokyo free=5", "o1 dc=osaka")
+	in := Input{Rule: rule(t, "dc=tokyo:1"), Rec: placed(t, nodes, "o1"), Nodes: nodes, Now: noon}
+	if p := must(Relocate(in)); p.Unmet == "" {
+		t.Errorf("5 GiB hold a disk of 10: %s", told(nodes, p))
+	}
+	in.Kept = map[ukai.NodeID]int64{nodes[0].ID: 8 * gib}
+	if p := must(Relocate(in)); p.Unmet != "" || p.Steps[0].Reuses != 8*gib || p.Reasons[1].Why != "has kept an old copy" {
+		t.Errorf("%s: %s, %+v", told(nodes, p), p.Unmet, p.Reasons)
+	}
 }

@@ -19,9 +19,10 @@ const (
 
 // Planner plans for many disks of one mesh at one moment: what depends only on the nodes is found out once. It is used by one goroutine.
 type Planner struct {
-	// Lost and Fewer are those of Input, of the disks to come.
+	// Lost, Fewer and Kept are those of Input, of the disks to come.
 	Lost  map[ukai.ReplicaID]time.Time
 	Fewer bool
+	Kept  map[ukai.NodeID]int64
 
 	now    time.Time
 	nodes  []Node // by name

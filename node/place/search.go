@@ -188,7 +188,7 @@ func (s *search) best() int {
 	return best
 }
 
-// compare orders candidates, best first: those whose replica may stay, then those with room for the whole disk, then by free space,
+// compare orders candidates, best first: those whose replica may stay, then those that have kept an old copy, then those with room for the whole disk, then by free space,
 // then by the share of their space that is free, then by nearness to the chosen. It decides before the name does.
 func (s *search) compare(c, d int) int {
 	a, b := s.candidates[c], s.candidates[d]
