@@ -167,22 +167,28 @@ func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n i
 	defer f.mu.Unlock()
 	first := int((off - f.state.blockOff(i)) / ukai.ChunkSize)
 	for k := range want {
-		if want[k] == have[k] {
+		switch {
+		case want[k] == have[k]:
 			f.state.same(i, first+k)
+		case want[k] == chunkHash{}:
+			f.state.zeros(i, first+k)
 		}
 	}
 	return nil
 }
 
-// copy copies chunks [from, to) of a block, whose end on the disk is given, under their range lock.
+// copy copies chunks [from, to) of a block, whose end on the disk is given, under their range lock. Zeros are neither read nor sent. If they were written
+// meanwhile they stay lacking.
 func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to int, end int64, as []byte) error {
 	f.mu.Lock()
-	start := f.state.blockOff(i)
+	start, zeros := f.state.blockOff(i), f.state.areZeros(i, from, to)
 	f.mu.Unlock()
 	off := start + int64(from)*ukai.ChunkSize
 	end = min(end, start+int64(to)*ukai.ChunkSize)
-	if err := f.pay(ctx, i, end-off); err != nil {
-		return err
+	if !zeros {
+		if err := f.pay(ctx, i, end-off); err != nil {
+			return err
+		}
 	}
 	release, err := f.h.host.room(ctx, end-off)
 	if err != nil {
@@ -194,13 +200,26 @@ func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to in
 		return err
 	}
 	defer f.h.locks.unlock(c)
-	p := make([]byte, end-off)
-	if err := f.fromSource(ctx, i, func(src *member) error { return src.fetch(ctx, p, off, as) }); err != nil {
-		return err
+	var p []byte
+	if zeros {
+		f.mu.Lock()
+		zeros = f.state.areZeros(i, from, to)
+		f.mu.Unlock()
+		if !zeros {
+			return nil
+		}
+	} else {
+		p = make([]byte, end-off)
+		if err := f.fromSource(ctx, i, func(src *member) error { return src.fetch(ctx, p, off, as) }); err != nil {
+			return err
+		}
 	}
 	// Not older than any write in the range, and newer than what the replica is known to have, so that an interrupted
 	// resync finds the block again.
 	stamp := f.h.check.Load().stamp
+	if zeros {
+		err = f.m.zero(ctx, off, end-off, stamp)
+	}
 	for at := int64(0); at < int64(len(p)) && err == nil; at += ukai.ChunkSize {
 		chunk := p[at:min(at+ukai.ChunkSize, int64(len(p)))]
 		if allZero(chunk) {

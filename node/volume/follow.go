@@ -55,7 +55,8 @@ func (a owedSpan) overlaps(off, end int64) bool { return a.off < end && off < a.
 // comparing is a block that is being compared and copied, chunk by chunk.
 type comparing struct {
 	lacking bitset // chunks that may differ
-	touched bitset // of these, written or owed since the comparison began: equal hashes prove nothing
+	touched bitset // of these, written or owed since the comparison began: hashes prove nothing
+	zero    bitset // read as zeros at the source
 	lacks   int
 }
 
@@ -191,12 +192,28 @@ func (f *follow) same(i ukai.Index, chunk int) {
 	}
 }
 
-// lacking returns the next run of chunks to copy of a block, at or after a chunk, at most so many: [from, to).
+// zeros notes that a chunk read as zeros at the source, since take.
+func (f *follow) zeros(i ukai.Index, chunk int) { f.work[i].zero.set(chunk) }
+
+// areZeros says whether chunks [from, to) of a block are known to be zeros at the source: nothing was written to them since they were looked at.
+func (f *follow) areZeros(i ukai.Index, from, to int) bool {
+	w := f.work[i]
+	for c := from; c < to; c++ {
+		if !w.zero.has(c) || w.touched.has(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// lackingRun returns the next run of chunks to copy of a block, at or after a chunk, at most so many: [from, to). All of it, or nothing, is known to be
+// zeros.
 func (f *follow) lackingRun(i ukai.Index, after, most int) (from, to int) {
 	w, n := f.work[i], f.chunks(i)
 	for from = after; from < n && !w.lacking.has(from); from++ {
 	}
-	for to = from; to < n && to-from < most && w.lacking.has(to); to++ {
+	zeros := f.areZeros(i, from, from+1)
+	for to = from; to < n && to-from < most && w.lacking.has(to) && f.areZeros(i, to, to+1) == zeros; to++ {
 	}
 	return from, to
 }

@@ -179,6 +179,10 @@ func (w *followWorld) compare(rng *rand.Rand, what, n int) string {
 			w.f.same(k.index, c%followChunks)
 			return fmt.Sprintf("chunk %d is the same", c)
 		}
+		if hasSrc && src == 0 {
+			w.f.zeros(k.index, c%followChunks)
+			return fmt.Sprintf("chunk %d is zeros", c)
+		}
 	case 13:
 		if rng.IntN(3) == 0 {
 			w.f.leave(k.index)
@@ -191,7 +195,11 @@ func (w *followWorld) compare(rng *rand.Rand, what, n int) string {
 		if from == to || w.locked(c) || w.f.owes(i, off, end) {
 			return ""
 		}
-		w.rep[c] = w.src[c]
+		if w.f.areZeros(k.index, from, to) {
+			w.rep[c] = 0
+		} else {
+			w.rep[c] = w.src[c]
+		}
 		w.f.copied(k.index, from, to)
 		return fmt.Sprintf("copy chunk %d", c)
 	}

@@ -157,6 +157,49 @@ func TestADiskMovesToItsNewRuleUnderIOAndLeavesNothingBehind(t *testing.T) {
 	})
 }
 
+// What was never written, and what was written with zeros, is not sent.
+func TestADiskThatMovesTakesOnlyTheChunksAlongThatHoldSomething(t *testing.T) {
+	const size = 64 << 20
+	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", size, "node=t1:1")
+		ctx, t1 := context.Background(), m.Nodes["t1"]
+		d := t1.Volume("vm1")
+		if err := d.Attach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, size)
+		chunks := 0
+		for _, w := range []struct{ off, n, chunks int }{{1 << 20, ukai.ChunkSize, 1}, {20 << 20, 4096, 1}, {40<<20 + ukai.ChunkSize, 2 * ukai.ChunkSize, 2}, {size - 512, 512, 1}} {
+			copy(want[w.off:], pattern(uint64(w.off), w.n))
+			chunks += w.chunks
+			if _, err := d.WriteAt(ctx, want[w.off:w.off+w.n], int64(w.off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := d.WriteAt(ctx, make([]byte, 4<<20), 30<<20); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		copied, crossed := t1.Counters()["ukai_resync_bytes_total"], m.crossing("tokyo", "osaka")
+		m.place("w1", "vm1", "dc=osaka:1")
+		m.awaitLocations(t1, "vm1", "o1 in sync")
+		must := uint64(chunks * ukai.ChunkSize)
+		if n := t1.Counters()["ukai_resync_bytes_total"] - copied; n != must {
+			t.Errorf("%d bytes were copied, must be %d", n, must)
+		}
+		if n := m.crossing("tokyo", "osaka") - crossed; n < must || n > must+1<<19 {
+			t.Errorf("%d bytes went to osaka, of %d that hold something", n, must)
+		}
+		if err := d.Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		t1.Crash()
+		same(t, m.Nodes["o1"], "vm1", want)
+	})
+}
+
 func TestAReplicaOnANodeThatIsDownForLongIsMadeAnewElsewhere(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		m.Create("vm1", 4<<20, "dc=tokyo:2")
