@@ -108,7 +108,7 @@ func (n *Node) describe(p people, name string, rec crdt.Record, want wish) admin
 	out := admin.Disk{
 		ID: rec.Disk, Name: name, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: want.text, RuleMet: true, MinSync: rec.MinSync,
 		OnLoss: rec.OnLoss.String(), Ack: rec.Ack.String(), Quorum: quorumText(p, &rec), Epoch: rec.Epoch.String(), Version: rec.Version,
-		State: admin.DiskIdle, AllocatedBytes: -1,
+		State: admin.DiskIdle, AllocatedBytes: -1, KeepStale: want.keep, Kept: showKept(p, want.kept),
 	}
 	warn := func(level admin.Level, code, remedy, format string, args ...any) {
 		out.Warnings = append(out.Warnings, admin.Warning{Level: level, Code: code, Disk: name, Text: "disk " + name + ": " + fmt.Sprintf(format, args...), Remedy: remedy})

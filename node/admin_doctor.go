@@ -13,6 +13,7 @@ import (
 	"ukai"
 	"ukai/crdt"
 	"ukai/node/admin"
+	"ukai/node/store"
 	"ukai/node/wire"
 )
 
@@ -131,6 +132,9 @@ func (n *Node) strays() (list []admin.Warning) {
 			}
 			here(admin.Critical, "replica-broken", "look at the machine's disk and its kernel log", "replica %v of disk %v is broken: %s", r.Replica, r.Disk, broken)
 			continue
+		}
+		if r.Header.State == store.StateRetired {
+			continue // freed in time, or kept as an old copy, as disk show tells
 		}
 		rec, err := n.known(r.Disk)
 		if n.setAside(r.Disk, r.Replica) {

@@ -116,7 +116,7 @@ func (n *Node) addSteps(p people, out *admin.Placement, plan place.Plan, costs p
 func (n *Node) steps(p people, plan place.Plan, costs *place.Costs) (list []admin.Step) {
 	for i, step := range plan.Steps {
 		s := admin.Step{
-			Kind: step.Kind.String(), Node: p.ref(step.Node), From: p.ref(step.From), Bytes: step.Bytes, InSync: step.InSync, Text: n.told(p, step),
+			Kind: step.Kind.String(), Node: p.ref(step.Node), From: p.ref(step.From), Bytes: step.Bytes, ReusesBytes: step.Reuses, InSync: step.InSync, Text: n.told(p, step),
 		}
 		if costs != nil {
 			cost := &costs.Steps[i]
@@ -160,7 +160,7 @@ func (n *Node) placement(p people, disk admin.DiskRef, want wish, rec *crdt.Reco
 		return out
 	}
 	described := n.describe(p, disk.Name, *rec, want)
-	out.Replicas, out.Arbiters = described.Replicas, described.Arbiters
+	out.Replicas, out.Arbiters, out.KeepStale, out.Kept = described.Replicas, described.Arbiters, described.KeepStale, described.Kept
 	for _, w := range described.Warnings {
 		if w.Code == codeArbiters {
 			out.Warnings = append(out.Warnings, w)
@@ -230,6 +230,10 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 	}
 	rule := want.rule
 	want.fewer = change.AllowFewer
+	before := wishOf(d)
+	if want.keep, want.kept = before.keep, before.kept; change.KeepStale != nil {
+		want.keep = *change.KeepStale
+	}
 	plan, costs, err := n.costed(ctx, p, want, rec)
 	if err != nil {
 		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
@@ -255,6 +259,17 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 					return set, err
 				}
 				set = set.Join(fewer)
+			}
+			if want.keep != before.keep {
+				value := ""
+				if want.keep {
+					value = keepOn
+				}
+				keep, err := c.SetPolicy(d.ID, policyKeep, value, stamp())
+				if err != nil {
+					return set, err
+				}
+				set = set.Join(keep)
 			}
 			if want.text == d.Rule.Value {
 				return set, nil

@@ -140,7 +140,7 @@ func (n *Node) design(d admin.NewDisk) (wish, crdt.Record, place.Choice, error) 
 
 // makeReplicas makes empty replicas on their nodes, all at once.
 func (n *Node) makeReplicas(ctx context.Context, rec crdt.Record) error {
-	return onEach(rec, func(m crdt.Member) error { return n.makeReplica(ctx, rec, m) })
+	return onEach(rec, func(m crdt.Member) error { return n.makeReplica(ctx, rec, m, false) })
 }
 
 // onEach runs f for all members of a new disk at once.
@@ -155,14 +155,21 @@ func onEach(rec crdt.Record, f func(crdt.Member) error) error {
 	return errors.Join(errs...)
 }
 
-func (n *Node) makeReplica(ctx context.Context, rec crdt.Record, m crdt.Member) error {
+// makeReplica makes a replica on its node: empty, or with reuse of what that node has kept of the disk.
+func (n *Node) makeReplica(ctx context.Context, rec crdt.Record, m crdt.Member, reuse bool) error {
 	if m.Node == n.id {
 		if err := n.takesReplicas(); err != nil {
 			return err
 		}
-		return n.store.Create(ctx, rec.Disk, m.Replica, store.ReplicaConfig{Size: rec.Size, BlockSize: rec.BlockSize})
+		cfg := store.ReplicaConfig{Size: rec.Size, BlockSize: rec.BlockSize}
+		if reuse {
+			if err := n.reuse(ctx, rec.Disk, m.Replica, cfg); !errors.Is(err, ukai.ErrNotFound) {
+				return err
+			}
+		}
+		return n.store.Create(ctx, rec.Disk, m.Replica, cfg)
 	}
-	_, err := n.call(ctx, m.Node, volume.CreateReplica(&rec, m.Replica))
+	_, err := n.call(ctx, m.Node, volume.CreateReplica(&rec, m.Replica, reuse))
 	return err
 }
 
@@ -218,6 +225,9 @@ func (n *Node) dropNewReplica(ctx context.Context, disk ukai.DiskID, replica uka
 		if r.Disk == disk && r.Replica == replica {
 			if r.Header.State != store.StateNew {
 				return fmt.Errorf("replica %v: %w: it has been used", replica, ukai.ErrRejected)
+			}
+			if r.Header.Adopted {
+				return n.putAside(ctx, r) // it has what an old copy had, and becomes one again
 			}
 			return n.removeReplica(ctx, disk, replica)
 		}

@@ -233,7 +233,7 @@ func (l *planning) plan(want wish, rec crdt.Record) (place.Plan, error) {
 	if others {
 		return place.Relocate(in)
 	}
-	l.planner.Lost, l.planner.Fewer = in.Lost, in.Fewer
+	l.planner.Lost, l.planner.Fewer, l.planner.Kept = in.Lost, in.Fewer, in.Kept
 	return l.planner.Plan(want.rule, rec, in.Allocated)
 }
 
@@ -242,6 +242,9 @@ func (l *planning) plan(want wish, rec crdt.Record) (place.Plan, error) {
 func (n *Node) planned(want wish, rec crdt.Record, nodes []place.Node) (in place.Input, others bool) {
 	in = place.Input{
 		Rule: want.rule, Fewer: want.fewer, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(), Lost: map[ukai.ReplicaID]time.Time{},
+	}
+	if want.keep {
+		in.Kept = want.kept.bytes()
 	}
 	for r, age := range n.host.Lost(rec.Disk) {
 		in.Lost[r] = in.Now.Add(-age)
@@ -254,7 +257,11 @@ func (n *Node) planned(want wish, rec crdt.Record, nodes []place.Node) (in place
 func (n *Node) told(p people, s place.Step) string {
 	switch s.Kind {
 	case place.AddReplica:
-		return fmt.Sprintf("a replica is made on %s", p.ref(s.Node))
+		text := fmt.Sprintf("a replica is made on %s", p.ref(s.Node))
+		if s.Reuses > 0 {
+			text += " of the old copy there"
+		}
+		return text
 	case place.DropReplica:
 		return fmt.Sprintf("the replica on %s is dropped: %s", p.ref(s.Node), s.Why)
 	case place.SetMinSync:
@@ -295,7 +302,7 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 	switch s.Kind {
 	case place.AddReplica:
 		m := crdt.Member{Replica: ukai.NewReplicaID(), Node: s.Node}
-		err := n.makeReplica(ctx, rec, m)
+		err := n.makeReplica(ctx, rec, m, wishOf(d).keep)
 		if err == nil || errors.Is(err, ukai.ErrMedia) {
 			n.relocations.noteMade(d.ID, s.Node, err == nil)
 		}

@@ -24,8 +24,9 @@ func trashKey(disk ukai.DiskID, replica ukai.ReplicaID) string {
 
 // retireReplicas puts aside the replicas on this node that their disks' records do not name any more, and frees the space of those that
 // were put aside long enough ago. What gossip says only makes this node ask the arbiters, each time; a record that is not known is no
-// reason to do anything.
+// reason to do anything. Those that are kept as old copies are told to the mesh.
 func (n *Node) retireReplicas(ctx context.Context) {
+	defer n.tellKept(ctx)
 	for _, r := range n.store.Replicas() {
 		if r.Err != nil || r.Broken != "" || n.setAside(r.Disk, r.Replica) {
 			continue
@@ -102,6 +103,11 @@ func (n *Node) retireReplica(ctx context.Context, r store.ReplicaInfo) error {
 		if age := time.Since(time.Unix(int64(binary.BigEndian.Uint64(since)), 0)); age < n.cfg.TrashGrace && age >= 0 {
 			return nil
 		}
+		if d, err := n.findByID(r.Disk); err == nil {
+			if rec, ok := d.Record(); ok && n.keeps(d, &rec, r) {
+				return nil
+			}
+		}
 	}
 	rec, err := n.cells.Read(ctx, r.Disk)
 	if err != nil {
@@ -111,11 +117,7 @@ func (n *Node) retireReplica(ctx context.Context, r store.ReplicaInfo) error {
 		return nil // what gossip brought was old
 	}
 	if fresh {
-		if err := n.replicas.Retire(ctx, r.Disk, r.Replica); err != nil {
-			return err
-		}
-		n.log.Info("a replica is not needed any more", "disk", r.Disk, "replica", r.Replica, "kept", n.cfg.TrashGrace)
-		return n.store.Put(ctx, true, store.KV{K: key, V: binary.BigEndian.AppendUint64(nil, uint64(time.Now().Unix()))})
+		return n.putAside(ctx, r)
 	}
 	for i := range rec.Groups {
 		if rec.Groups[i].Count(crdt.InSync) == 0 && rec.Phase != crdt.PhaseDeleted {

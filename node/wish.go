@@ -24,13 +24,15 @@ type wish struct {
 	asked place.Rule // what text says
 	rule  place.Rule // the same with what $here stands for now
 	here  place.Here
-	fewer bool  // copies in sync are allowed while it moves there
+	fewer bool // copies in sync are allowed while it moves there
+	keep  bool // nodes keep old copies
+	kept  oldCopies
 	err   error // why there is no rule to plan by
 }
 
 // wishOf returns what is wanted of a disk, as it is known here.
 func wishOf(d *crdt.Disk) (w wish) {
-	w.text = d.Rule.Value
+	w.text, w.keep, w.kept = d.Rule.Value, d.Policy[policyKeep].Value == keepOn, keptOf(d)
 	if p, ok := d.Policy[policyHere]; ok {
 		_ = json.Unmarshal([]byte(p.Value), &w.here) // what cannot be read is found out anew
 	}
@@ -115,7 +117,7 @@ func (n *Node) follow(p people, d tended, unused map[ukai.DiskID]time.Time) wish
 		return w
 	}
 	next := wishFor(w.asked, h)
-	next.text = w.text
+	next.text, next.keep, next.kept = w.text, w.keep, w.kept
 	next.fewer = w.fewer && next.now() == w.now()
 	if before := w.now(); before != next.now() && next.err == nil && w.err == nil {
 		n.events.add(admin.Event{Level: admin.Notice, Kind: "disk-follows", Disk: d.Name.Value, Node: n.cfg.Name,

@@ -101,6 +101,9 @@ func (a *app) printDisk(d admin.Disk) {
 		{"record", fmt.Sprintf("epoch %s, version %d", d.Epoch, d.Version)},
 		{"arbiters", dash(arbiters(d.Arbiters))},
 	}
+	if text := a.keptText(d.KeepStale, d.Kept); text != "" {
+		rows = append(rows, [2]string{"old", text})
+	}
 	if d.Path != "" {
 		rows = append(rows, [2]string{"file", d.Path})
 	}

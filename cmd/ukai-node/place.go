@@ -94,6 +94,9 @@ func (a *app) printPlacement(p admin.Placement) {
 	if p.AllowFewer {
 		a.say("  allowed: fewer copies in sync than before, until the move is done")
 	}
+	if text := a.keptText(p.KeepStale, p.Kept); text != "" {
+		a.say("  old copies: %s", text)
+	}
 	a.printReasons(p.Reasons)
 	a.printSteps(p)
 	if p.Doing != "" {
@@ -103,6 +106,21 @@ func (a *app) printPlacement(p admin.Placement) {
 	if p.Notice != "" {
 		a.say("notice: %s", p.Notice)
 	}
+}
+
+// keptText tells of old copies of a disk, "" if there are none and none are to be kept.
+func (a *app) keptText(keep bool, kept []admin.OldCopy) string {
+	var parts []string
+	for _, k := range kept {
+		parts = append(parts, fmt.Sprintf("%s on %s, %s", formatSize(k.Bytes), k.Node, a.ago(k.Since)))
+	}
+	switch {
+	case len(parts) > 0:
+		return strings.Join(parts, "; ")
+	case keep:
+		return "kept where replicas are dropped; none yet"
+	}
+	return ""
 }
 
 // printHere tells what $here stands for, and whether that is about to change.
@@ -128,6 +146,9 @@ func (a *app) printSteps(p admin.Placement) {
 				path = append(path, n.String())
 			}
 			copied = "up to " + formatSize(s.Bytes) + " " + strings.Join(path, " > ")
+			if s.ReusesBytes > 0 {
+				copied += ", less what is equal in " + formatSize(s.ReusesBytes)
+			}
 		}
 		var copies []string
 		for _, c := range s.Copies {

@@ -14,7 +14,7 @@ import (
 
 func (a *app) placeDiskCommand() *cobra.Command {
 	var flags ruleFlags
-	var dryRun, wait, fewer bool
+	var dryRun, wait, fewer, keep, drop bool
 	c := a.asking(&cobra.Command{
 		Use:   "disk NAME TERM...",
 		Short: "Give a disk a rule: where its replicas shall lie",
@@ -29,7 +29,11 @@ node. Place show tells how far it is. The space of a dropped replica is freed an
 
 At no moment fewer copies are in sync than before, unless --allow-fewer is said: then replicas that are not wanted are dropped before new ones are made,
 so that no space is needed for both. At least one stays in sync, and as many as writes need (--min-sync). That ends when the disk is where the rule wants
-it, or gets another rule.`,
+it, or gets another rule.
+
+With --keep-stale nodes keep the data of dropped replicas of the disk as long as they have space, as old copies. They are no replicas and never read. When the
+disk comes back to such a node, the new replica there begins with the old copy: both are compared, and only what differs is copied. That is so until
+--no-keep-stale is said; then the space is freed, as it is when the disk is removed, or less than a tenth of the node's space is left.`,
 		Example: `  ukai-node place disk vm1 dc=tokyo:2 dc=osaka:1 --spread rack
   ukai-node place disk vm1 dc=osaka:2 --dry-run
   ukai-node place disk vm1 'dc=$here:2' --follow 10m`,
@@ -45,8 +49,12 @@ it, or gets another rule.`,
 			if err != nil {
 				return err
 			}
+			change := admin.PlaceDisk{Rule: rule, AllowFewer: fewer, DryRun: dryRun}
+			if keep || drop {
+				change.KeepStale = &keep
+			}
 			return a.ask(c, func(ctx context.Context, node *admin.Client) error {
-				p, err := node.PlaceDisk(ctx, args[0], admin.PlaceDisk{Rule: rule, AllowFewer: fewer, DryRun: dryRun})
+				p, err := node.PlaceDisk(ctx, args[0], change)
 				if err != nil {
 					return err
 				}
@@ -67,7 +75,10 @@ it, or gets another rule.`,
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "tell what would follow, change nothing")
 	c.Flags().BoolVar(&fewer, "allow-fewer", false, "drop replicas before others are made: fewer copies are in sync until the move is done")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until the disk is where the rule wants it; Ctrl-C leaves the job running")
+	c.Flags().BoolVar(&keep, "keep-stale", false, "from now on nodes keep the data of dropped replicas as long as they have space")
+	c.Flags().BoolVar(&drop, "no-keep-stale", false, "end that, and free the space")
 	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
+	c.MarkFlagsMutuallyExclusive("keep-stale", "no-keep-stale")
 	return c
 }
 

@@ -57,6 +57,8 @@ type Disk struct {
 	Epoch          string      `json:"epoch"`
 	Version        uint64      `json:"version" doc:"of the quorum record"`
 	Replicas       []Replica   `json:"replicas"`
+	KeepStale      bool        `json:"keepStale,omitempty" doc:"nodes keep what dropped replicas had"`
+	Kept           []OldCopy   `json:"kept,omitempty" doc:"what nodes keep of dropped replicas"`
 	Arbiters       []Arbiter   `json:"arbiters"`
 	Created        time.Time   `json:"created,omitzero"`
 	Removed        *Removed    `json:"removed,omitempty"`

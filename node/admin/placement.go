@@ -20,7 +20,17 @@ type Rule struct {
 type PlaceDisk struct {
 	Rule       Rule `json:"rule"`
 	AllowFewer bool `json:"allowFewer,omitempty" doc:"until the disk is there fewer copies than before may be in sync, at least one, and as many as writes need: what is not wanted is dropped before others are made"`
-	DryRun     bool `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
+	// KeepStale stays as it is until it is said otherwise.
+	KeepStale *bool `json:"keepStale,omitempty" doc:"nodes keep what dropped replicas of the disk had, as long as they have space, and a replica that is made there again begins with it; absent: as before"`
+	DryRun    bool  `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
+}
+
+// OldCopy is what a node keeps of a disk whose replica there was dropped. It is never read; a replica that is made there again begins with it, and is
+// compared with the others before it counts.
+type OldCopy struct {
+	Node  NodeRef   `json:"node"`
+	Bytes int64     `json:"bytes" doc:"it takes"`
+	Since time.Time `json:"since" doc:"when it became one"`
 }
 
 // Placement compares what is wanted of a disk with what is true.
@@ -29,6 +39,8 @@ type Placement struct {
 	Rule        string    `json:"rule" doc:"as text; empty if the disk has none"`
 	Here        *Here     `json:"here,omitempty" doc:"what $here stands for; absent: the rule does not say it"`
 	AllowFewer  bool      `json:"allowFewer,omitempty" doc:"until the disk is where the rule wants it fewer copies than before may be in sync"`
+	KeepStale   bool      `json:"keepStale,omitempty" doc:"nodes keep what dropped replicas had"`
+	Kept        []OldCopy `json:"kept,omitempty"`
 	Met         bool      `json:"met"`
 	Wanted      []Want    `json:"wanted" doc:"one per term of the rule"`
 	Replicas    []Replica `json:"replicas" doc:"true now"`
@@ -63,15 +75,16 @@ type HereNext struct {
 
 // Step is one part of a plan that leads a disk to its rule.
 type Step struct {
-	Kind    string    `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
-	Node    NodeRef   `json:"node,omitzero" doc:"where a replica is made or dropped"`
-	From    NodeRef   `json:"from,omitzero" doc:"node that the data of a new replica comes from"`
-	Path    []NodeRef `json:"path,omitempty" doc:"of the data: its source, the node that copies, where the replica is made"`
-	Bytes   int64     `json:"bytes,omitempty" doc:"copied, at most: holes are not, nor what both sides have"`
-	InSync  int       `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
-	Copies  []Copies  `json:"copies,omitempty" doc:"in sync of all blocks when it is done"`
-	Seconds float64   `json:"seconds,omitempty" doc:"it takes, estimated"`
-	Text    string    `json:"text"`
+	Kind        string    `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
+	Node        NodeRef   `json:"node,omitzero" doc:"where a replica is made or dropped"`
+	From        NodeRef   `json:"from,omitzero" doc:"node that the data of a new replica comes from"`
+	Path        []NodeRef `json:"path,omitempty" doc:"of the data: its source, the node that copies, where the replica is made"`
+	Bytes       int64     `json:"bytes,omitempty" doc:"copied, at most: holes are not, nor what both sides have"`
+	ReusesBytes int64     `json:"reusesBytes,omitempty" doc:"of these the node has kept an old copy, and what is equal in it is not copied"`
+	InSync      int       `json:"inSync,omitempty" doc:"replicas in sync when it is done"`
+	Copies      []Copies  `json:"copies,omitempty" doc:"in sync of all blocks when it is done"`
+	Seconds     float64   `json:"seconds,omitempty" doc:"it takes, estimated"`
+	Text        string    `json:"text"`
 }
 
 // Copies is how many copies in sync blocks have.

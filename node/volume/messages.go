@@ -74,6 +74,7 @@ type helloRequest struct {
 type createRequest struct {
 	Size      int64 `cbor:"1,keyasint"`
 	BlockSize int   `cbor:"2,keyasint"`
+	Reuse     bool  `cbor:"3,keyasint,omitempty"` // begin with an old copy, if the node has kept one
 }
 
 // heartbeat is the payload of wire.Heartbeat: what one node holds that has replicas on the other.

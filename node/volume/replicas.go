@@ -38,6 +38,9 @@ type ReplicasConfig struct {
 	// Within says why a replica is not one that was last sealed by a holder whose record's youngest forced takeover is one of these, or, with
 	// base, that descends from none; nil if it is. Default: every replica is.
 	Within func(disk ukai.DiskID, replica ukai.ReplicaID, forks []ukai.Nonce, base bool) error
+	// Reuse makes a replica of an old copy of its disk that this node has kept. The error matches ukai.ErrNotFound if there is none that can be
+	// used. Default: there never is.
+	Reuse func(ctx context.Context, disk ukai.DiskID, replica ukai.ReplicaID, cfg store.ReplicaConfig) error
 	// Workers is how many reads, writes and hashes run at once. Default 128: enough to keep a disk array busy.
 	Workers int
 }
@@ -236,11 +239,12 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 	return wire.Reply{}, fmt.Errorf("request of kind %v to a replica: %w", m.Kind, ukai.ErrUnsupported)
 }
 
-// CreateReplica returns the request that makes an empty replica of a disk on another node.
-func CreateReplica(rec *crdt.Record, replica ukai.ReplicaID) *wire.Message {
+// CreateReplica returns the request that makes a replica of a disk on another node: an empty one, or with reuse one that begins with what that
+// node has kept of the disk, if anything. Either knows of no block that it is equal to any.
+func CreateReplica(rec *crdt.Record, replica ukai.ReplicaID, reuse bool) *wire.Message {
 	return &wire.Message{
 		Kind: wire.KindCreateReplica, Disk: rec.Disk, Replica: replica,
-		Payload: encode(createRequest{Size: rec.Size, BlockSize: rec.BlockSize}),
+		Payload: encode(createRequest{Size: rec.Size, BlockSize: rec.BlockSize, Reuse: reuse}),
 	}
 }
 
@@ -255,7 +259,13 @@ func (rs *Replicas) create(m *wire.Message) error {
 	if err := ukai.CheckDiskSize(req.Size); err != nil {
 		return err
 	}
-	return rs.cfg.Store.Create(rs.ctx, m.Disk, m.Replica, store.ReplicaConfig{Size: req.Size, BlockSize: req.BlockSize})
+	cfg := store.ReplicaConfig{Size: req.Size, BlockSize: req.BlockSize}
+	if req.Reuse && rs.cfg.Reuse != nil {
+		if err := rs.cfg.Reuse(rs.ctx, m.Disk, m.Replica, cfg); !errors.Is(err, ukai.ErrNotFound) {
+			return err
+		}
+	}
+	return rs.cfg.Store.Create(rs.ctx, m.Disk, m.Replica, cfg)
 }
 
 // heartbeat confirms epochs and takes over stable stamps.

@@ -36,6 +36,7 @@ type Mesh struct {
 	Order []*Node            // in the order they were added
 	Log   slog.Handler       // of all nodes, with "at" to tell them apart; nil: what UKAI_LOG in the environment says
 	Tune  func(*node.Config) // changes the configuration of nodes before they start, if set
+	Space int64              // bytes of each node's disk; 0: more than any test fills
 	key   wire.MeshKey
 }
 
@@ -98,7 +99,7 @@ func (m *Mesh) Stop() {
 func (m *Mesh) Add(name, dc string, witness bool) *Node {
 	m.T.Helper()
 	n := &Node{Name: name, DC: dc, Witness: witness, mesh: m, Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(len(m.Order) / 250), byte(1 + len(m.Order)%250)}), 7946)}
-	n.Store = store.NewMem(store.MemConfig{Fault: func(op store.Op) error {
+	n.Store = store.NewMem(store.MemConfig{Capacity: m.Space, Fault: func(op store.Op) error {
 		if f := n.Fault; f != nil {
 			return f(op)
 		}

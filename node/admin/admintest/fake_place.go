@@ -25,6 +25,12 @@ func (f *Fake) PlaceDisk(_ context.Context, disk string, p admin.PlaceDisk) (adm
 	if err != nil {
 		return admin.Placement{}, err
 	}
+	if p.KeepStale != nil && !p.DryRun {
+		d.KeepStale, d.Kept = *p.KeepStale, nil
+		if d.KeepStale {
+			d.Kept = []admin.OldCopy{{Node: admin.NodeRef{Name: "o1"}, Bytes: 3 << 29, Since: Epoch.Add(-2 * time.Hour)}}
+		}
+	}
 	pl := f.placement(d, p.Rule)
 	pl.AllowFewer = p.AllowFewer
 	pl.DryRun, pl.Reasons = p.DryRun, reasons
@@ -109,7 +115,7 @@ func (f *Fake) choose(r admin.Rule) (chosen []*admin.Node, reasons []admin.Reaso
 }
 
 func (f *Fake) placement(d *admin.Disk, r admin.Rule) admin.Placement {
-	p := admin.Placement{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Rule: text(r), Met: true, Replicas: d.Replicas, Arbiters: d.Arbiters}
+	p := admin.Placement{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Rule: text(r), Met: true, Replicas: d.Replicas, Arbiters: d.Arbiters, KeepStale: d.KeepStale, Kept: d.Kept}
 	if r.FollowSeconds > 0 {
 		follow := time.Duration(r.FollowSeconds) * time.Second
 		p.Rule += " --follow " + follow.String()
