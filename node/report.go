@@ -166,3 +166,20 @@ func (n *Node) reports(ctx context.Context, p people, disk ukai.DiskID, nodes []
 	}
 	return all
 }
+
+// heat asks the other nodes with replicas of a disk how often their guests used its parts, of late.
+func (n *Node) heat(ctx context.Context, disk ukai.DiskID) (sum [volume.HeatParts]uint32) {
+	rec, err := n.known(disk)
+	if err != nil {
+		return sum
+	}
+	others := slices.DeleteFunc(nodesOf(&rec), func(id ukai.NodeID) bool { return id == n.id })
+	for _, r := range n.reports(ctx, n.people(), disk, others) {
+		for i := range sum {
+			if r.Mix != nil {
+				sum[i] += r.Mix.Reads.Heat[i] + r.Mix.Writes.Heat[i]
+			}
+		}
+	}
+	return sum
+}

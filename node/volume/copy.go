@@ -28,6 +28,10 @@ func (f *following) sweep(ctx context.Context, l *link) error {
 	if err := f.fit(ctx, l, 0); err != nil {
 		return err
 	}
+	order := f.order()
+	f.mu.Lock()
+	f.state.rewind(order)
+	f.mu.Unlock()
 	work, ctx := errgroup.WithContext(ctx)
 	for range resyncWidth {
 		work.Go(func() error {
@@ -49,11 +53,7 @@ func (f *following) sweep(ctx context.Context, l *link) error {
 			return ctx.Err()
 		})
 	}
-	err := work.Wait()
-	f.mu.Lock()
-	f.state.cursor = 0
-	f.mu.Unlock()
-	return err
+	return work.Wait()
 }
 
 // block makes one block equal. Its chunks are compared without keeping the guest out, which is why those that were
@@ -200,6 +200,11 @@ func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to in
 		return err
 	}
 	defer f.h.locks.unlock(c)
+	if f.mu.Lock(); !f.state.lacksAny(i, off, end) { // a guest has read it meanwhile, which has given it to the replica
+		f.mu.Unlock()
+		return nil
+	}
+	f.mu.Unlock()
 	var p []byte
 	if zeros {
 		f.mu.Lock()
@@ -219,7 +224,21 @@ func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to in
 	stamp := f.h.check.Load().stamp
 	if zeros {
 		err = f.m.zero(ctx, off, end-off, stamp)
+	} else {
+		err = f.fill(ctx, p, off, stamp)
 	}
+	if err != nil {
+		// It may still be applied, until the next session begins; nothing is sent for a lacking chunk before that.
+		return f.blame(ctx, l, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state.copied(i, from, to)
+	return nil
+}
+
+// fill writes p, which begins with a chunk, to the replica. Chunks of zeros are not sent.
+func (f *following) fill(ctx context.Context, p []byte, off int64, stamp ukai.BlockStamp) (err error) {
 	for at := int64(0); at < int64(len(p)) && err == nil; at += ukai.ChunkSize {
 		chunk := p[at:min(at+ukai.ChunkSize, int64(len(p)))]
 		if allZero(chunk) {
@@ -235,14 +254,7 @@ func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to in
 		f.h.host.resynced.bytes.Add(rest - at)
 		at = (rest - 1) / ukai.ChunkSize * ukai.ChunkSize
 	}
-	if err != nil {
-		// It may still be applied, until the next session begins; nothing is sent for a lacking chunk before that.
-		return f.blame(ctx, l, err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.state.copied(i, from, to)
-	return nil
+	return err
 }
 
 // lockPaid locks a range of which the replica owes no acknowledgement (rule O). It does not keep the guest out while the

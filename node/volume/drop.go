@@ -76,6 +76,10 @@ func (h *holding) retire(ctx context.Context, group uint8, replica ukai.ReplicaI
 		h.mu.Lock()
 		rec = h.sets.known
 	}
+	if f := h.following; f != nil && f.m.Replica == replica {
+		f.leave()
+		h.rebuild()
+	}
 	h.mu.Unlock()
 	return h.commit(cell.Retire{Epoch: h.epoch, Version: rec.Version, Replica: replica, In: in})
 }

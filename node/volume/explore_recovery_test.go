@@ -125,7 +125,8 @@ func (x *explorer) recovery(w *xWorld, h int, emit xEmit) {
 		n.host[h].todo &^= xBit(r)
 		emit(n, "host %d makes replica %d equal to %d", h+1, r+1, y.authority+1)
 	}
-	waits := time.Duration(w.tick)*xTick < v.wait && x.s.mutation != "nolease" && x.s.mutation != "noleasewait"
+	waits := time.Duration(w.tick)*xTick < v.wait && x.s.mutation != "nolease" && x.s.mutation != "noleasewait" &&
+		(x.s.mutation != "nearunwaited" || y.sealed != v.members)
 	if y.todo != 0 || waits {
 		return
 	}

@@ -151,6 +151,7 @@ func (x *explorer) reads(w *xWorld, h int, s xSets, emit xEmit) {
 	if y.behind() && x.s.mutation != "localreadany" {
 		readable &= xBit(h) // the others may not have what the guest was told of
 	}
+	readable |= x.near(y, h)
 	if y.reading != 0 {
 		r := int(y.reading) - 1
 		n := *w
@@ -187,6 +188,21 @@ func (x *explorer) reads(w *xWorld, h int, s xSets, emit xEmit) {
 			emit(n, "host %d reads %d from replica %d", h+1, v, r+1)
 		}
 	}
+}
+
+// near is a replica on the holder's node that may be read though it is not in sync yet, because it lacks and owes nothing of the range: following.has.
+func (x *explorer) near(y *xHost, h int) uint8 {
+	b := xBit(h)
+	lacks, owes := y.dirty&b != 0, y.owes&b != 0
+	for _, rec := range []uint16{y.known, y.proposed} { // not while it may be dropped
+		if rec != 0 && (x.role(rec, crdt.Syncing)|x.role(rec, crdt.InSync))&b == 0 {
+			return 0
+		}
+	}
+	if !x.s.local || x.role(y.known, crdt.Syncing)&y.linked&b == 0 || lacks && x.s.mutation != "nearlacking" || owes {
+		return 0
+	}
+	return b
 }
 
 // flush is the guest's flush, which is a checkpoint too, and release.

@@ -157,6 +157,7 @@ var (
 		{name: "shrink", replicas: 2, epochs: 2, writes: 2, max: xBudget{shrinks: 1}},
 		{name: "join", replicas: 2, inSync: 1, epochs: 2, writes: 2, max: xBudget{joins: 1}},
 		{name: "relocation", replicas: 2, inSync: 1, epochs: 1, writes: 2, max: xBudget{joins: 1, reconnects: 1, shrinks: 1}},
+		{name: "join, read on the host before it is in sync", replicas: 2, inSync: 2, local: true, epochs: 2, writes: 1, max: xBudget{joins: 1, ticks: 1}},
 		{name: "restarts", replicas: 2, epochs: 1, writes: 2, max: xBudget{restarts: 1, reconnects: 2}},
 		{name: "three replicas", replicas: 3, epochs: 2, writes: 1},
 	}
@@ -174,6 +175,10 @@ var (
 		{name: "power loss and flush", replicas: 2, epochs: 2, writes: 1, max: xBudget{losses: 1, flushes: 1}},
 	}
 	xLarge = []scenario{
+		{name: "relocation to the host, read before it is in sync", replicas: 2, inSync: 2, local: true, epochs: 2, writes: 2,
+			max: xBudget{crashes: 1, reconnects: 1, joins: 1, shrinks: 1, ticks: 1}},
+		{name: "join, slow reads on the host before it is in sync", replicas: 2, inSync: 2, local: true, slowReads: true, epochs: 2, writes: 2,
+			max: xBudget{reconnects: 1, joins: 1, ticks: 1}},
 		{name: "ack=local, power loss and flush", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1}},
 		{name: "ack=local, power loss, flush and reconnect", replicas: 2, local: true, ackLocal: true, epochs: 2, writes: 1, max: xBudget{flushes: 1, losses: 1, reconnects: 1}},
 		{name: "crash, reconnect and shrink", replicas: 2, epochs: 2, writes: 2, max: xBudget{crashes: 1, reconnects: 1, shrinks: 1, ticks: 1}},
@@ -244,6 +249,8 @@ var xBroken = []scenario{
 	{mutation: "twoinflight", replicas: 2, inSync: 1, epochs: 2, writes: 2, max: xBudget{joins: 1, shrinks: 1}},
 	{mutation: "grownomust", replicas: 2, inSync: 1, epochs: 2, writes: 2, max: xBudget{joins: 1, shrinks: 1}},
 	{mutation: "grownodrain", replicas: 2, inSync: 1, epochs: 2, writes: 2, max: xBudget{joins: 1, shrinks: 1}},
+	{mutation: "nearlacking", replicas: 2, inSync: 2, local: true, epochs: 1, writes: 1, max: xBudget{joins: 1}},
+	{mutation: "nearunwaited", replicas: 2, inSync: 2, local: true, epochs: 2, writes: 1, max: xBudget{joins: 1}},
 	{mutation: "missedclean", replicas: 2, inSync: 1, epochs: 2, writes: 2, max: xBudget{joins: 1, reconnects: 1}},
 	{mutation: "lateknown", replicas: 2, epochs: 2, writes: 1, max: xBudget{joins: 1}},
 	{mutation: "dirtyauthonly", replicas: 2, epochs: 2, writes: 1, max: xBudget{joins: 1, flushes: 1, ticks: 1}},

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"math/bits"
+	"slices"
 
 	"ukai"
 )
@@ -21,6 +22,11 @@ type follow struct {
 	owing   int                       // spans in owed
 	pending int64                     // bytes in them
 	cursor  ukai.Index                // where take goes on
+
+	have   map[ukai.Index]bitset // of blocks in dirty, the chunks that the replica has all the same
+	wanted []ukai.Index          // in dirty, and compared next: the guest reads them
+	order  []span                // in which blocks are compared first
+	at     int                   // of order, where take goes on
 }
 
 // followMode says what a write to a block that the replica has does.
@@ -47,6 +53,9 @@ const (
 	maxOwed      = 256
 	maxOwedBytes = 8 << 20
 )
+
+// maxWanted is how many blocks are wanted at once; those that are read beyond have to wait for their turn.
+const maxWanted = 64
 
 type owedSpan struct{ off, end int64 }
 
@@ -120,6 +129,7 @@ func (f *follow) missed(i ukai.Index, off, end int64) {
 	w := f.work[i]
 	if w == nil {
 		f.dirty.add(i)
+		f.eachChunk(i, off, end, func(c int) bool { f.have[i].clear(c); return true })
 		return
 	}
 	for c := (off - f.blockOff(i)) / ukai.ChunkSize; c*ukai.ChunkSize < end-f.blockOff(i); c++ {
@@ -134,7 +144,7 @@ func (f *follow) missed(i ukai.Index, off, end int64) {
 func (f *follow) lacksAny(i ukai.Index, off, end int64) bool {
 	w := f.work[i]
 	if w == nil {
-		return f.dirty.has(i)
+		return f.dirty.has(i) && !f.eachChunk(i, off, end, f.have[i].has)
 	}
 	for c := (off - f.blockOff(i)) / ukai.ChunkSize; c*ukai.ChunkSize < end-f.blockOff(i); c++ {
 		if w.lacking.has(int(c)) {
@@ -142,6 +152,51 @@ func (f *follow) lacksAny(i ukai.Index, off, end int64) bool {
 		}
 	}
 	return false
+}
+
+// eachChunk calls ok for each chunk of a block that [off, end) is in, until one says no.
+func (f *follow) eachChunk(i ukai.Index, off, end int64, ok func(chunk int) bool) bool {
+	for c := (off - f.blockOff(i)) / ukai.ChunkSize; c*ukai.ChunkSize < end-f.blockOff(i); c++ {
+		if !ok(int(c)) {
+			return false
+		}
+	}
+	return true
+}
+
+// has says whether [off, end) of a block is the same at the replica as at its sources, if no write to it is under way. Otherwise the block is wanted.
+func (f *follow) has(i ukai.Index, off, end int64) bool {
+	if f.mode < informed || end > f.size {
+		return false
+	}
+	lacks := f.lacksAny(i, off, end)
+	if lacks && f.dirty.has(i) && len(f.wanted) < maxWanted && !slices.Contains(f.wanted, i) {
+		f.wanted = append(f.wanted, i)
+	}
+	return !lacks && !f.owes(i, off, end)
+}
+
+// mayGet says whether the replica may be given [off, end) of a block by somebody who holds the range.
+func (f *follow) mayGet(i ukai.Index, off, end int64) bool {
+	return f.mode >= informed && end <= f.size && !f.owes(i, off, end)
+}
+
+// gave notes that the replica was given all of the chunks that [off, end) of a block is in, after mayGet, by somebody who has held the range since.
+func (f *follow) gave(i ukai.Index, off, end int64) {
+	if f.work[i] != nil {
+		from := (off - f.blockOff(i)) / ukai.ChunkSize
+		f.copied(i, int(from), int((end-f.blockOff(i)+ukai.ChunkSize-1)/ukai.ChunkSize))
+		return
+	}
+	if !f.dirty.has(i) {
+		return
+	}
+	if f.have == nil {
+		f.have = make(map[ukai.Index]bitset)
+	}
+	b := f.have[i]
+	f.eachChunk(i, off, end, func(c int) bool { b.set(c); return true })
+	f.have[i] = b
 }
 
 // owes says whether the replica owes an acknowledgement in [off, end) of a block.
@@ -158,17 +213,37 @@ func (f *follow) owes(i ukai.Index, off, end int64) bool {
 // it are left to the next sweep, which begins after take has returned false. What runs on the block now must have ended
 // before the hashes of its chunks are asked for.
 func (f *follow) take() (i ukai.Index, ok bool) {
-	i, ok = f.dirty.next(f.cursor)
-	if !ok || f.blockOff(i) >= f.size {
-		f.cursor = 0
-		return 0, false
+	for len(f.wanted) > 0 && !ok {
+		i = f.wanted[0]
+		f.wanted = f.wanted[1:]
+		ok = f.dirty.has(i)
 	}
-	f.cursor = i + 1
+	for !ok {
+		end := ^ukai.Index(0)
+		if f.at < len(f.order) {
+			f.cursor, end = max(f.cursor, f.order[f.at].from), f.order[f.at].to
+		}
+		i, ok = f.dirty.next(f.cursor)
+		if ok = ok && i < end && f.blockOff(i) < f.size; ok {
+			f.cursor = i + 1
+			break
+		}
+		if f.at >= len(f.order) {
+			f.rewind(nil)
+			return 0, false
+		}
+		f.at++
+		f.cursor = 0
+	}
 	f.dirty.remove(i)
 	w := new(comparing)
+	have := f.have[i]
+	delete(f.have, i)
 	for c := range f.chunks(i) {
-		w.lacking.set(c)
-		w.lacks++
+		if !have.has(c) {
+			w.lacking.set(c)
+			w.lacks++
+		}
 		if from := f.blockOff(i) + int64(c)*ukai.ChunkSize; f.owes(i, from, from+ukai.ChunkSize) {
 			w.touched.set(c)
 		}
@@ -179,6 +254,9 @@ func (f *follow) take() (i ukai.Index, ok bool) {
 	f.work[i] = w
 	return i, true
 }
+
+// rewind makes take begin anew, with the blocks of order first.
+func (f *follow) rewind(order []span) { f.order, f.at, f.cursor = order, 0, 0 }
 
 // chunks returns how many chunks of a block the replica has room for.
 func (f *follow) chunks(i ukai.Index) int {
@@ -248,6 +326,7 @@ func (f *follow) grow(size int64) {
 		if end <= size {
 			delete(f.beyond, i)
 			f.dirty.add(i)
+			delete(f.have, i) // its last chunk may have been given in part
 		}
 	}
 }

@@ -49,6 +49,12 @@ func (w *followWorld) span(chunk int) (i ukai.Index, off, end int64) {
 }
 
 func (w *followWorld) check() error {
+	for c := range w.src {
+		i, off, end := w.span(c)
+		if w.f.has(i, off, end) && !w.locked(c) && w.src[c] != w.rep[c] {
+			return fmt.Errorf("chunk %d is %d at the source and %d at the replica, which has it", c, w.src[c], w.rep[c])
+		}
+	}
 	if !w.f.complete() {
 		return nil
 	}
@@ -68,7 +74,7 @@ func (w *followWorld) check() error {
 // step does one random thing that may happen next, or nothing.
 func (w *followWorld) step(t *testing.T, rng *rand.Rand) string {
 	some := func(n int) int { return rng.IntN(max(n, 1)) }
-	switch what := rng.IntN(14); what {
+	switch what := rng.IntN(15); what {
 	case 0, 1, 2:
 		c := rng.IntN(followBlocks * followChunks)
 		if w.locked(c) {
@@ -135,6 +141,15 @@ func (w *followWorld) step(t *testing.T, rng *rand.Rand) string {
 			w.f.mode = awaited
 			return "awaited"
 		}
+	case 14:
+		c := rng.IntN(followBlocks * followChunks)
+		i, off, end := w.span(c)
+		if w.locked(c) || !w.f.mayGet(i, off, end) {
+			return ""
+		}
+		w.rep[c] = w.src[c]
+		w.f.gave(i, off, end)
+		return fmt.Sprintf("chunk %d is given", c)
 	case 9:
 		i, ok := w.f.take()
 		if !ok {

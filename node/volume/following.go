@@ -29,8 +29,10 @@ type following struct {
 
 	echoes chan *echo // sent, not waited for; room for all that follow admits
 
-	listed ukai.Incarnation // whose dirty blocks are in state
-	sized  int64            // bytes: what the replica has been resized to
+	heat   [HeatParts]uint32 // of the disk, as other nodes tell; set before there is anything to copy
+	leaves atomic.Bool       // it may be dropped at any moment
+	listed ukai.Incarnation  // whose dirty blocks are in state
+	sized  int64             // bytes: what the replica has been resized to
 
 	total atomic.Int64 // bytes that were found dirty at first
 	moved atomic.Int64 // bytes copied

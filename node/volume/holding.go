@@ -79,8 +79,9 @@ type view struct {
 	all       []*member // that must acknowledge, of all groups, each once
 	watched   []*member // all, and the one that is being brought up to date
 	onLoss    crdt.OnLoss
-	suspended error // why writes wait though all replicas answer
-	misled    bool  // the record names another replica as ahead than this node would
+	suspended error      // why writes wait though all replicas answer
+	near      *following // of a replica on this node, nil if there is none
+	misled    bool       // the record names another replica as ahead than this node would
 }
 
 type groupView struct {
@@ -136,6 +137,9 @@ func (h *holding) rebuild() {
 		g.possible = len(g.ack)
 		if f := h.following; f != nil && slices.Contains(f.groups, id) {
 			g.follow = f
+			if f.m.local != nil && !f.leaves.Load() {
+				v.near = f
+			}
 			if f.waitedFor() && !slices.Contains(g.ack, f.m) {
 				g.ack = append(g.ack, f.m)
 			}

@@ -63,6 +63,9 @@ type Config struct {
 	// and never for what the guest does or waits for. Default: they may always.
 	Budget func(ctx context.Context, disk ukai.DiskID, from, to ukai.NodeID, bytes int64) error
 
+	// Heat returns how often the parts of a disk were used by guests of other nodes, as far as those tell. Default: nobody is asked.
+	Heat func(ctx context.Context, disk ukai.DiskID) [HeatParts]uint32
+
 	// Clock is the time since some moment, and goes on while the machine is suspended: leases depend on it. Default:
 	// CLOCK_BOOTTIME.
 	Clock func() time.Duration

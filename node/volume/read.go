@@ -39,6 +39,11 @@ func (h *holding) readPart(ctx context.Context, p []byte, off int64) error {
 		return err
 	}
 	defer h.d.inflight.Release(reserved)
+	if f := h.view.Load().near; f != nil && f.follows(h.view.Load().layout.index(off)) {
+		if done, err := h.readNear(ctx, f, p, off); done || err != nil {
+			return err
+		}
+	}
 	c := claims.Get().(*claim)
 	defer claims.Put(c)
 	c.index, c.off, c.end, c.exclusive = h.view.Load().layout.index(off), off, off+int64(len(p)), false

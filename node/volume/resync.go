@@ -165,6 +165,9 @@ func (f *following) follow(ctx context.Context, l *link, stable ukai.BlockStamp)
 	f.h.mu.Lock()
 	incarnation := f.m.incarnation
 	f.h.mu.Unlock()
+	if heat := f.h.host.cfg.Heat; heat != nil && f.m.local != nil && f.listed != incarnation {
+		f.heat = heat(ctx, f.h.d.id)
+	}
 	if f.listed != incarnation {
 		if err := f.list(ctx, stable); err != nil {
 			return err
@@ -224,6 +227,7 @@ func (f *following) list(ctx context.Context, stable ukai.BlockStamp) error {
 	layout := &v.layout
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	clear(f.state.have)
 	for _, list := range lists {
 		for _, s := range list {
 			if g, _ := layout.groupAt(s.index); int64(s.index)*layout.blockSize < f.state.size && slices.Contains(f.groups, g) {

@@ -231,12 +231,13 @@ func (t *takeover) recovers(group uint8) bool {
 }
 
 // leaseEnds returns until when activation must wait, 0 if it need not: the holder before may answer reads from an
-// in-sync replica that was not sealed until its lease has run out. fenced says that it is known to be off.
+// in-sync replica that was not sealed until its lease has run out, and from one on its own node that follows its writes, which is not sealed at all. fenced
+// says that it is known to be off.
 //
 // Its lease needs the confirmation of every in-sync replica, so any one of those sealed bounds it: by when that confirmed something last,
 // which is later than the holder sent what was confirmed.
 func (t *takeover) leaseEnds(fenced bool) time.Duration {
-	if t.rec.Clean || fenced || len(t.sealed) == len(t.members()) {
+	if t.rec.Clean || fenced || len(t.sealed) == len(t.members()) && !t.followed() {
 		return 0
 	}
 	end := never
@@ -244,6 +245,17 @@ func (t *takeover) leaseEnds(fenced bool) time.Duration {
 		end = min(end, e.at-max(e.reply.Quiet, 0)+leaseWait)
 	}
 	return max(end, 0)
+}
+
+// followed says whether the holder before may have had a replica that follows writes on its own node, as far as the record tells: on any node but this
+// one. If it was this one, its process or its holding is over.
+func (t *takeover) followed() bool {
+	for i := range t.rec.Groups {
+		if slices.ContainsFunc(t.rec.Groups[i].Members, func(m crdt.Member) bool { return m.Role == crdt.Syncing && m.Node != t.rec.Holder }) {
+			return true
+		}
+	}
+	return false
 }
 
 // replicas returns S over all groups, sorted: the in-sync set to activate.

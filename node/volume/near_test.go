@@ -1,0 +1,130 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"ukai"
+	"ukai/crdt"
+)
+
+func TestBlocksAreComparedInTheOrderInWhichTheyAreUsed(t *testing.T) {
+	var heat [HeatParts]uint32
+	heat[0], heat[200], heat[100], heat[101] = 1, 9, 5, 7
+	const blocks = 512
+	f := follow{mode: informed, blockSize: ukai.ChunkSize, size: blocks * ukai.ChunkSize}
+	for i := range ukai.Index(blocks) {
+		f.dirty.add(i)
+	}
+	f.rewind(hottest(&heat, f.size, f.blockSize))
+	var got []ukai.Index
+	for {
+		i, ok := f.take()
+		if !ok {
+			break
+		}
+		f.leave(i)
+		f.dirty.remove(i)
+		if got = append(got, i); len(got) == 2 {
+			for range 2 {
+				f.has(300, 300*ukai.ChunkSize, 300*ukai.ChunkSize+512) // a guest reads it
+			}
+		}
+	}
+	if first := []ukai.Index{400, 401, 300, 202, 203, 200, 201, 0, 1, 2}; len(got) != blocks || !slices.Equal(got[:len(first)], first) {
+		t.Errorf("%d blocks, first %v", len(got), got[:12])
+	}
+	if spans := hottest(&heat, 4<<20, 1<<20); spans[0] != (span{3, 4}) || len(spans) != 4 {
+		t.Errorf("with blocks larger than parts: %v", spans)
+	}
+}
+
+// A successor seals no replica that only follows. If the holder before reads one on its node, nothing but its lease ends that.
+func TestADeposedHolderReadsNothingStaleFromAReplicaThatFollows(t *testing.T) {
+	const size = 16 << 20
+	slow := func(c *Config) {
+		c.Budget = func(ctx context.Context, _ ukai.DiskID, _, _ ukai.NodeID, _ int64) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+	}
+	bubble(t, setup{nodes: 3, replicas: 2, size: size}, func(w *world) {
+		w.attach(1)
+		w.write(1, 0, fill(512, 1))
+		w.flush(1)
+		if err := w.d(1).holding.Load().checkpointNow(w.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		stable := w.d(1).holding.Load().stable
+		for w.nodes[0].mem.Replicas()[0].Header.Stable.Less(stable) {
+			time.Sleep(100 * time.Millisecond)
+		}
+		w.nodes[0].kill()
+		w.write(1, 8<<20, fill(1<<20, 2)) // which that on node 0 lacks
+		w.detach(1)
+		w.nodes[0].boot(slow)
+		w.setClosed(0, false)
+		w.attach(0)
+		h := w.d(0).holding.Load()
+		for begin := time.Now(); h.view.Load().near == nil || !h.view.Load().near.readable(0, 512); time.Sleep(100 * time.Millisecond) {
+			if time.Since(begin) > time.Minute {
+				t.Fatal("nothing can be read of the replica that follows")
+			}
+		}
+		if rec := w.cells.record(); rec.Groups[0].Count(crdt.InSync) != 1 {
+			t.Fatalf("%+v", rec.Groups)
+		}
+		w.wantRead(0, 0, fill(512, 1))
+		w.wantRead(0, 8<<20, fill(512, 2))
+		w.isolate([]int{0}, []int{1, 2}, true)
+		w.cells.set(func(c *testCells) { c.down = map[int]bool{0: true} })
+		p := make([]byte, 512)
+		if err := <-w.reading(0, 0, p); err != nil || p[0] != 1 {
+			t.Errorf("the lease holds, and a read of what is here gets %d: %v", p[0], err)
+		}
+		w.mu.Lock()
+		w.dead[0] = true // its successor loses no time by asking it
+		w.mu.Unlock()
+		w.attach(1)
+		w.write(1, 0, fill(512, 3))
+		read := w.reading(0, 0, p)
+		wantWaiting(t, "a read of the deposed holder from the replica that follows", read, 30*time.Second)
+		w.cells.set(func(c *testCells) { c.down = nil })
+		w.isolate([]int{0}, []int{1, 2}, false)
+		if err := <-read; !errors.Is(err, ukai.ErrFenced) {
+			t.Errorf("read: %v, got %d", err, p[0])
+		}
+	})
+}
+
+// readable says whether a range is read from the replica.
+func (f *following) readable(off, end int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.state.has(0, off, end)
+}
+
+func TestATakeoverWaitsForTheLeaseIfAReplicaFollowsOnAnotherNode(t *testing.T) {
+	for _, test := range []struct {
+		on    byte
+		waits bool
+	}{{2, true}, {1, false}} { // by node 1
+		rec := record(1, 3)
+		rec.Holder = ukai.NodeID{1}
+		rec.Groups[0].Members = append(rec.Groups[0].Members, crdt.Member{Replica: 9, Node: ukai.NodeID{test.on}, Role: crdt.Syncing})
+		tk := newTakeover(rec, 0)
+		for _, m := range tk.members() {
+			tk.onSealed(10*time.Second, 9*time.Second, m, sealReply{Quiet: time.Second})
+		}
+		want := time.Duration(0)
+		if test.waits {
+			want = 9*time.Second + leaseWait
+		}
+		if got := tk.leaseEnds(false); got != want {
+			t.Errorf("with one on node %d the lease ends at %v, want %v", test.on, got, want)
+		}
+	}
+}
