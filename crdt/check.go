@@ -161,6 +161,9 @@ func (r *Record) checkGroup(g *Group) error {
 		}
 		if m.Role == InSync {
 			inSync++
+			if m.Fresh {
+				return invalid("replica %v", m.Replica, "one that is in sync is not fresh")
+			}
 		}
 	}
 	if inSync == 0 && r.Phase != PhaseDeleted {

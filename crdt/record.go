@@ -76,6 +76,9 @@ type Member struct {
 	Replica ukai.ReplicaID `cbor:"1,keyasint" json:"replica"`
 	Node    ukai.NodeID    `cbor:"2,keyasint" json:"node"`
 	Role    Role           `cbor:"3,keyasint" json:"role"`
+	// Fresh: a replica of other groups that has not been in sync in this one since it joined it. What it says it has of everything up to some moment it says
+	// of those, and nothing of this one.
+	Fresh bool `cbor:"4,keyasint,omitempty" json:"fresh,omitempty"`
 }
 
 // Role says what a replica may be used for.

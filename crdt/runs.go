@@ -50,6 +50,16 @@ func (r *Record) RangesOf(group uint8) []ukai.Range {
 	return ranges
 }
 
+// BytesOf returns how many bytes the blocks of a group have, about: the last block of the disk may be partly used.
+func (r *Record) BytesOf(group uint8) (bytes int64) {
+	for _, run := range r.Runs {
+		if run.Group == group {
+			bytes += int64(run.Count) * int64(r.BlockSize)
+		}
+	}
+	return min(bytes, r.Size)
+}
+
 // Locations returns the members that the map names for a block, whatever their role; nil beyond the end of the disk.
 // The slice belongs to r.
 func (r *Record) Locations(index ukai.Index) []Member {

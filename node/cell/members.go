@@ -136,7 +136,13 @@ func (c Join) Apply(rec crdt.Record) (crdt.Record, error) {
 			return rec, reject(c, "node %s already has replica %v of group %d, which is %v: retire it first", c.Node.Short(), m.Replica, c.Group, m.Role)
 		}
 	}
-	g.Members = append(g.Members, crdt.Member{Replica: c.Replica, Node: c.Node, Role: crdt.Syncing})
+	for _, id := range rec.ReplicasOn(c.Node) {
+		if id != c.Replica {
+			return rec, reject(c, "node %s has replica %v of other blocks of the disk, which can serve these, too", c.Node.Short(), id)
+		}
+	}
+	_, elsewhere := rec.NodeOf(c.Replica)
+	g.Members = append(g.Members, crdt.Member{Replica: c.Replica, Node: c.Node, Role: crdt.Syncing, Fresh: elsewhere})
 	slices.SortFunc(g.Members, func(a, b crdt.Member) int { return cmp.Compare(a.Replica, b.Replica) })
 	return finish(c, rec)
 }
@@ -178,7 +184,7 @@ func (c Grow) Apply(rec crdt.Record) (crdt.Record, error) {
 		m := g.Member(c.Replica)
 		switch {
 		case m.Role == crdt.Syncing:
-			m.Role, changed = crdt.InSync, true
+			m.Role, m.Fresh, changed = crdt.InSync, false, true
 			g.Generation++
 		case c.In != nil:
 			return rec, reject(c, "replica %v is %v in group %d, must be syncing", c.Replica, m.Role, g.ID)

@@ -34,7 +34,7 @@ func (h *holding) goAhead(op *mutation) bool {
 		return false
 	}
 	v := h.view.Load()
-	if m := v.group(uint8(op.group)).ahead; m == nil || !op.reached(m) {
+	if m := v.groupOf(op.claim.index).ahead; m == nil || !op.reached(m) {
 		return false
 	}
 	// A successor that cannot seal this node's replica waits for the lease only.

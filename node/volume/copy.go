@@ -123,8 +123,7 @@ func (f *following) pay(ctx context.Context, i ukai.Index, n int64) error {
 		return nil
 	}
 	v := f.h.view.Load()
-	group, _ := v.layout.groupAt(i)
-	if src, _, _ := v.group(group).choose(nil, false); src != nil && src.Node != here {
+	if src, _, _ := v.groupOf(i).choose(nil, false); src != nil && src.Node != here {
 		if err := budget(ctx, f.h.d.id, src.Node, here, n); err != nil {
 			return err
 		}
@@ -291,14 +290,13 @@ func (f *following) fromSource(ctx context.Context, i ukai.Index, get func(src *
 	last := ukai.ErrUnavailable
 	for {
 		v := f.h.view.Load()
-		group, _ := v.layout.groupAt(i)
-		src, l, _ := v.group(group).choose(tried, false)
+		src, l, _ := v.groupOf(i).choose(tried, false)
 		if src == nil {
 			return &sourceless{fmt.Errorf("no source for block %d: %w", i, last)}
 		}
 		err := get(src)
 		switch {
-		case err == nil && slices.Contains(f.h.view.Load().group(group).read, src):
+		case err == nil && slices.Contains(f.h.view.Load().groupOf(i).read, src):
 			return nil
 		case err == nil:
 			continue // it may have been dropped before it answered

@@ -101,6 +101,12 @@ func (v *view) group(id uint8) *groupView {
 	return nil
 }
 
+// groupOf returns the group of a block.
+func (v *view) groupOf(i ukai.Index) *groupView {
+	group, _ := v.layout.groupAt(i)
+	return v.group(group)
+}
+
 // last says whether a replica is the only one that may be in sync in some group.
 func (v *view) last(m *member) bool {
 	return slices.ContainsFunc(v.groups, func(g groupView) bool { return g.possible == 1 && g.ack[0] == m })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"ukai"
@@ -110,7 +111,10 @@ func (h *holding) drop(m *member) bool {
 		return true
 	}
 	lasting, failure := m.lasting, m.failure
-	mayReturn := !lasting && !m.dropFirst && h.host.cfg.Clock()-m.since < rejoinFor
+	answers := lasting || m.dropFirst
+	mayReturn := !answers && h.host.cfg.Clock()-m.since < rejoinFor
+	var others []uint8 // groups that go on without it
+	last := false
 	for i := range rec.Groups {
 		g := &rec.Groups[i]
 		if mem := g.Member(m.Replica); mem == nil || mem.Role != crdt.InSync {
@@ -118,24 +122,49 @@ func (h *holding) drop(m *member) bool {
 		}
 		switch left := g.Count(crdt.InSync) - 1; {
 		case left == 0:
-			h.mu.Unlock()
-			if lasting && errors.Is(failure, ukai.ErrRestarted) {
-				return h.adopt(m)
-			}
-			h.obstructed(m, fmt.Errorf("it is the last in-sync replica of its blocks: %w", ukai.ErrUnavailable))
-			return false
+			last = true
 		case left < rec.MinSync && mayReturn:
 			// Writes wait with it and without it. If it is back soon, it needs no resync.
 			h.mu.Unlock()
 			h.obstructed(m, fmt.Errorf("without it %d replicas would be in sync, the disk demands %d: %w", left, rec.MinSync, ukai.ErrSuspended))
 			return false
+		default:
+			others = append(others, g.ID)
 		}
 	}
-	h.sets.propose(withRole(rec, m.Replica, crdt.Out))
+	restarted := lasting && errors.Is(failure, ukai.ErrRestarted)
+	if last && (restarted || !answers || len(others) == 0) {
+		// The disk waits for it in any case; if it is back soon, it needs no resync anywhere.
+		h.mu.Unlock()
+		if restarted {
+			return h.adopt(m)
+		}
+		h.obstructed(m, fmt.Errorf("it is the last in-sync replica of its blocks: %w", ukai.ErrUnavailable))
+		return false
+	}
+	change := cell.Shrink{Epoch: h.epoch, Version: rec.Version, Replica: m.Replica}
+	if last {
+		change.In = others // of the rest its errors are the guest's
+	}
+	next, err := change.Apply(rec.Clone())
+	if err != nil {
+		h.mu.Unlock()
+		h.obstructed(m, err)
+		return false
+	}
+	h.sets.propose(next)
 	h.rebuild()
 	h.mu.Unlock()
 	h.host.cfg.Log.Warn("dropping a replica from the in-sync set", "disk", h.d.Name(), "replica", m.Replica, "why", failure)
-	return h.commit(cell.Shrink{Epoch: h.epoch, Version: rec.Version, Replica: m.Replica}) == nil
+	if h.commit(change) != nil {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if last && m.link.Load() == nil {
+		m.lasting, m.dropFirst = false, false // it is greeted again, for the blocks that only it has
+	}
+	return true
 }
 
 // commit proposes a change whose possible outcome is in h.sets already, and takes in the outcome if it becomes known.
@@ -240,8 +269,10 @@ func (h *holding) resolved(rec crdt.Record) {
 // droppedBy notes which replicas leave the in-sync set by a record that follows the one known. The caller holds h.mu.
 func (h *holding) droppedBy(rec *crdt.Record) (events []Event) {
 	for _, m := range h.sets.leaseSet() {
-		_, was := memberships(&h.sets.known, m.Replica)
-		if all, in := memberships(rec, m.Replica); was == 0 || in > 0 || all == 0 {
+		if !slices.ContainsFunc(rec.Groups, func(g crdt.Group) bool {
+			now := g.Member(m.Replica)
+			return now != nil && now.Role != crdt.InSync && inSyncIn(&h.sets.known, m.Replica, []uint8{g.ID})
+		}) {
 			continue
 		}
 		why := ""

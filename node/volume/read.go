@@ -70,8 +70,7 @@ func (h *holding) fromReplica(ctx context.Context, index ukai.Index, behind *ato
 			return err
 		}
 		v := h.view.Load()
-		group, _ := v.layout.groupAt(index)
-		g := v.group(group)
+		g := v.groupOf(index)
 		here := behind.Load() > 0
 		m, l, next := g.choose(tried, here)
 		if m == nil {
@@ -79,7 +78,7 @@ func (h *holding) fromReplica(ctx context.Context, index ukai.Index, behind *ato
 				return last
 			}
 			changed := h.change()
-			if m, _, _ := h.view.Load().group(group).choose(tried, here); m != nil {
+			if m, _, _ := h.view.Load().groupOf(index).choose(tried, here); m != nil {
 				continue
 			}
 			if limit == nil {
@@ -106,7 +105,7 @@ func (h *holding) fromReplica(ctx context.Context, index ukai.Index, behind *ato
 		}
 		// The answer counts only if the replica is in sync whatever the outcome of a change under way, and if no
 		// successor can have let writes pass it by.
-		if !slices.Contains(h.view.Load().group(group).read, from) {
+		if !slices.Contains(h.view.Load().groupOf(index).read, from) {
 			continue
 		}
 		return h.awaitLease(ctx)
@@ -282,8 +281,6 @@ func (h *holding) seek(ctx context.Context, off int64, what uint32) (int64, erro
 	v := h.view.Load()
 	for off < v.layout.size {
 		index := v.layout.index(off)
-		_, endIndex := v.layout.groupAt(index)
-		end := min(int64(endIndex)*v.layout.blockSize, v.layout.size)
 		var found int64
 		err := h.fromReplica(ctx, index, new(atomic.Int32), func(ctx context.Context, m *member, l *link, _ *member) (*member, error) {
 			if m.local == nil {
@@ -298,6 +295,9 @@ func (h *holding) seek(ctx context.Context, off int64, what uint32) (int64, erro
 		if err != nil {
 			return 0, err
 		}
+		l := &h.view.Load().layout // blocks may have got a group of their own meanwhile, with other replicas
+		_, endIndex := l.groupAt(index)
+		end := min(int64(endIndex)*l.blockSize, v.layout.size)
 		if found < end {
 			return max(found, off), nil
 		}

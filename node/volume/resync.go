@@ -121,11 +121,7 @@ func (f *following) connect(ctx context.Context) (stable ukai.BlockStamp, err er
 		return stable, f.fenced(err)
 	}
 	f.sized = max(f.sized, rec.Size)
-	if all, _ := memberships(&rec, m.Replica); all > 1 {
-		// The stamp speaks of all groups of the replica together, and it may never have been in sync in one of them.
-		return ukai.BlockStamp{}, nil
-	}
-	return reply.Stable, nil
+	return reply.Stable, nil // of the groups in which it has been in sync, see list
 }
 
 // fenced ends the holding if an error says that it is deposed.
@@ -199,26 +195,46 @@ func (f *following) follow(ctx context.Context, l *link, stable ukai.BlockStamp)
 // list finds the blocks in which the replica may differ (J3): those that it or the source has touched since it was last
 // known to be equal. Both halves are needed: a deposed holder may have written to this replica alone.
 func (f *following) list(ctx context.Context, stable ukai.BlockStamp) error {
-	v := f.h.view.Load()
-	own, err := f.m.suspects(ctx, stable)
-	if err != nil {
-		return fmt.Errorf("listing its blocks: %w", err)
+	v, rec := f.h.view.Load(), f.h.record()
+	than := map[uint8]ukai.BlockStamp{} // of each group
+	for _, g := range f.groups {
+		than[g] = stable
+		if group := rec.Group(g); group == nil || group.Member(f.m.Replica) == nil || group.Member(f.m.Replica).Fresh {
+			than[g] = ukai.BlockStamp{}
+		}
 	}
-	lists := [][]suspect{own}
+	var lists [][]suspect
+	for _, from := range slices.Compact([]ukai.BlockStamp{{}, stable}) {
+		if !slices.ContainsFunc(f.groups, func(g uint8) bool { return than[g] == from }) {
+			continue
+		}
+		own, err := f.m.suspects(ctx, from)
+		if err != nil {
+			return fmt.Errorf("listing its blocks: %w", err)
+		}
+		lists = append(lists, slices.DeleteFunc(own, func(s suspect) bool {
+			g, _ := v.layout.groupAt(s.index)
+			return slices.Contains(f.groups, g) && than[g] != from
+		}))
+	}
 	for _, g := range f.groups {
 		for {
-			src, l, _ := v.group(g).choose(nil, false)
+			group := v.group(g)
+			if group == nil {
+				return fmt.Errorf("group %d is no more: %w", g, ukai.ErrUnavailable)
+			}
+			src, l, _ := group.choose(nil, false)
 			if src == nil {
 				return fmt.Errorf("group %d: %w", g, ukai.ErrUnavailable)
 			}
-			theirs, err := src.suspects(ctx, stable)
+			theirs, err := src.suspects(ctx, than[g])
 			if err != nil {
 				if ctx.Err() == nil {
 					f.h.readFailed(src, l, err) // or the next attempt asks it in the same dead session
 				}
 				return fmt.Errorf("listing the blocks of its source: %w", err)
 			}
-			if v = f.h.view.Load(); slices.Contains(v.group(g).read, src) {
+			if v = f.h.view.Load(); v.group(g) != nil && slices.Contains(v.group(g).read, src) {
 				lists = append(lists, theirs)
 				break
 			}

@@ -149,8 +149,7 @@ type inspected struct {
 // inspect has all replicas of a block that may be read look at a range of it. Those of nodes that do not know how are left out.
 func (h *holding) inspect(ctx context.Context, i ukai.Index, off, n int64) ([]inspected, error) {
 	v := h.view.Load()
-	group, _ := v.layout.groupAt(i)
-	set := v.group(group).read
+	set := v.groupOf(i).read
 	list := make([]inspected, len(set))
 	var all errgroup.Group
 	for k, m := range set {
@@ -171,7 +170,7 @@ func (h *holding) inspect(ctx context.Context, i ukai.Index, off, n int64) ([]in
 	if err := all.Wait(); err != nil {
 		return nil, err
 	}
-	if now := h.view.Load().group(group).read; len(now) == 0 || !slices.Equal(now, set) {
+	if now := h.view.Load().groupOf(i).read; len(now) == 0 || !slices.Equal(now, set) {
 		return nil, fmt.Errorf("the in-sync set of block %d has changed: %w", i, ukai.ErrUnavailable)
 	}
 	return slices.DeleteFunc(list, func(in inspected) bool { return in.m == nil }), nil

@@ -28,13 +28,35 @@ func (p *candidates) inDoubt() bool { return len(p.proposed) > 0 }
 func (p *candidates) ackSet(group uint8) []crdt.Member {
 	set := inSync(&p.known, group)
 	for i := range p.proposed {
-		for _, m := range inSync(&p.proposed[i], group) {
-			if !slices.ContainsFunc(set, func(s crdt.Member) bool { return s.Replica == m.Replica }) {
-				set = append(set, m)
+		for _, g := range p.counterparts(i, group) {
+			for _, m := range inSync(&p.proposed[i], g) {
+				if !slices.ContainsFunc(set, func(s crdt.Member) bool { return s.Replica == m.Replica }) {
+					set = append(set, m)
+				}
 			}
 		}
 	}
 	return set
+}
+
+// counterparts returns the groups that blocks of a group of the known record have in a proposal: itself, unless that splits or merges groups.
+func (p *candidates) counterparts(proposal int, group uint8) []uint8 {
+	theirs := &p.proposed[proposal]
+	if slices.Equal(theirs.Runs, p.known.Runs) {
+		return []uint8{group}
+	}
+	var groups []uint8
+	for _, ours := range p.known.RangesOf(group) {
+		first := ukai.Index(0)
+		for _, run := range theirs.Runs {
+			end := first + ukai.Index(run.Count)
+			if first < ours.End() && ours.First < end && !slices.Contains(groups, run.Group) {
+				groups = append(groups, run.Group)
+			}
+			first = end
+		}
+	}
+	return groups
 }
 
 // readSet returns the replicas of a group that may be read: those that are in sync whatever the outcome. One that may
@@ -42,10 +64,12 @@ func (p *candidates) ackSet(group uint8) []crdt.Member {
 func (p *candidates) readSet(group uint8) []crdt.Member {
 	set := inSync(&p.known, group)
 	for i := range p.proposed {
-		other := inSync(&p.proposed[i], group)
-		set = slices.DeleteFunc(set, func(s crdt.Member) bool {
-			return !slices.ContainsFunc(other, func(m crdt.Member) bool { return s.Replica == m.Replica })
-		})
+		for _, g := range p.counterparts(i, group) {
+			other := inSync(&p.proposed[i], g)
+			set = slices.DeleteFunc(set, func(s crdt.Member) bool {
+				return !slices.ContainsFunc(other, func(m crdt.Member) bool { return s.Replica == m.Replica })
+			})
+		}
 	}
 	return set
 }
@@ -131,24 +155,6 @@ func memberships(rec *crdt.Record, replica ukai.ReplicaID) (all, inSync int) {
 		}
 	}
 	return all, inSync
-}
-
-// withRole returns a copy of rec in which one replica has another role: what a proposal would commit.
-func withRole(rec crdt.Record, replica ukai.ReplicaID, role crdt.Role) crdt.Record {
-	rec.Groups = slices.Clone(rec.Groups)
-	for i := range rec.Groups {
-		g := &rec.Groups[i]
-		g.Members = slices.Clone(g.Members)
-		for j := range g.Members {
-			if g.Members[j].Replica == replica {
-				g.Members[j].Role = role
-			}
-		}
-	}
-	if !rec.InSyncAnywhere(rec.Ahead) {
-		rec.Ahead = 0
-	}
-	return rec
 }
 
 // layout says which group each block of a disk belongs to. Pure, made once per record.

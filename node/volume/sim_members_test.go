@@ -806,3 +806,21 @@ func (f *sFollowing) propose(l *sLink) error {
 	h.rebuild()
 	return h.commit(change)
 }
+
+// withRole returns a copy of rec in which one replica has another role: what a proposal would commit.
+func withRole(rec crdt.Record, replica ukai.ReplicaID, role crdt.Role) crdt.Record {
+	rec.Groups = slices.Clone(rec.Groups)
+	for i := range rec.Groups {
+		g := &rec.Groups[i]
+		g.Members = slices.Clone(g.Members)
+		for j := range g.Members {
+			if g.Members[j].Replica == replica {
+				g.Members[j].Role = role
+			}
+		}
+	}
+	if !rec.InSyncAnywhere(rec.Ahead) {
+		rec.Ahead = 0
+	}
+	return rec
+}

@@ -46,11 +46,15 @@ func newTakeover(rec crdt.Record, prefer ukai.ReplicaID) *takeover {
 	return &takeover{rec: rec, prefer: prefer, sealed: make(map[ukai.ReplicaID]sealed), lost: make(map[ukai.ReplicaID]error)}
 }
 
-// members returns the in-sync replicas to seal.
+// members returns the in-sync replicas to seal, each once: it may be so in several groups.
 func (t *takeover) members() []crdt.Member {
 	var all []crdt.Member
 	for i := range t.rec.Groups {
-		all = append(all, inSync(&t.rec, t.rec.Groups[i].ID)...)
+		for _, m := range inSync(&t.rec, t.rec.Groups[i].ID) {
+			if !slices.ContainsFunc(all, func(o crdt.Member) bool { return o.Replica == m.Replica }) {
+				all = append(all, m)
+			}
+		}
 	}
 	return all
 }

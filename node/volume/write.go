@@ -109,7 +109,7 @@ func (op *mutation) aim(v *view) {
 	op.targets = slices.Grow(op.targets[:0], len(set)+1)
 	var apart *member // decided on by what it has
 	if op.group != allGroups {
-		if f := v.group(uint8(op.group)).follow; f != nil {
+		if f := v.groupOf(op.claim.index).follow; f != nil {
 			op.follow, op.verdict, apart = f, f.admit(op), f.m
 		}
 	}
@@ -128,7 +128,7 @@ func (op *mutation) set(v *view) []*member {
 	if op.group == allGroups {
 		return v.all
 	}
-	return v.group(uint8(op.group)).ack
+	return v.groupOf(op.claim.index).ack // it may be another than when the mutation began
 }
 
 // mutate changes [off, off+n) on all replicas that must have it: p is what to write, nil to clear.
@@ -374,7 +374,7 @@ func (h *holding) resend(op *mutation) (missing int, err error) {
 					if t.again++; !h.sleep(overloadPause * time.Duration(min(t.again, 20))) {
 						return 0, h.err()
 					}
-				} else if err := v.sole(t); err != nil {
+				} else if err := v.sole(op, t); err != nil {
 					return 0, err
 				} else {
 					t.m.lost(t.l, t.err)
@@ -395,8 +395,13 @@ func (h *holding) resend(op *mutation) (missing int, err error) {
 }
 
 // sole returns the error of the only in-sync replica, if that settles the mutation: there is no other that could differ,
-// and no other to go on with.
-func (v *view) sole(t *target) error {
+// and no other to go on with. A replica may be the only one of some blocks, and one of several of those that are written.
+func (v *view) sole(op *mutation, t *target) error {
+	for i := range v.groups {
+		if g := &v.groups[i]; (op.group == allGroups || g == v.groupOf(op.claim.index)) && slices.Contains(g.ack, t.m) && g.possible > 1 {
+			return nil
+		}
+	}
 	if !v.last(t.m) || transient(t.err) || errors.Is(t.err, ukai.ErrFenced) || errors.Is(t.err, ukai.ErrRestarted) {
 		return nil
 	}
