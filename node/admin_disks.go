@@ -141,6 +141,9 @@ func (n *Node) describe(p people, name string, rec crdt.Record, want wish) admin
 	for _, g := range rec.Groups {
 		for _, m := range g.Members {
 			r := n.replica(p, m, allocated)
+			if len(rec.Groups) > 1 {
+				r.Blocks = place.Ranges(rec.RangesOf(g.ID))
+			}
 			if at := slices.IndexFunc(held.Replicas, func(s volume.ReplicaStatus) bool { return s.Replica == m.Replica && s.Group == g.ID }); at >= 0 {
 				behind(&r, held.Replicas[at])
 			}
@@ -153,15 +156,19 @@ func (n *Node) describe(p people, name string, rec crdt.Record, want wish) admin
 				alive++
 			}
 		}
+		of := ""
+		if len(rec.Groups) > 1 {
+			of = " of blocks " + place.Ranges(rec.RangesOf(g.ID))
+		}
 		switch {
 		case alive == 0:
-			warn(admin.Critical, "no-replica", "bring one of its nodes back", "no node with an in-sync replica answers")
+			warn(admin.Critical, "no-replica", "bring one of its nodes back", "no node with an in-sync replica%s answers", of)
 		case alive < rec.MinSync:
 			remedy := "bring one of its nodes back"
 			if slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Role != crdt.InSync && m.Role != crdt.Async && p.alive(m.Node) }) {
 				remedy = "wait until another replica is in sync again"
 			}
-			warn(admin.Critical, "too-few-replicas", remedy, "%d in-sync replicas answer, and writes wait for %d", alive, rec.MinSync)
+			warn(admin.Critical, "too-few-replicas", remedy, "%d in-sync replicas%s answer, and writes wait for %d", alive, of, rec.MinSync)
 		}
 	}
 	reachable := 0
@@ -180,9 +187,9 @@ func (n *Node) describe(p people, name string, rec crdt.Record, want wish) admin
 		warn(admin.Notice, codeArbiters, r.Help, "%s", r.Text)
 	}
 	if want.text != "" && want.err == nil {
-		if s := place.Check(want.rule, rec, candidates); !s.Met {
+		if s := place.CheckRanges(want.rule, want.ranges, rec, candidates); !s.Met {
 			out.RuleMet = false
-			warn(admin.Warn, "rule-unmet", "ukai-node place show "+name, "rule %s is not met: %s", want.now(), strings.Join(s.Differences, "; "))
+			warn(admin.Warn, "rule-unmet", "ukai-node place show "+name, "rule %s is not met: %s", want.all(), strings.Join(s.Differences, "; "))
 		}
 	}
 	return out

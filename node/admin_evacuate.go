@@ -127,7 +127,6 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 		}
 		out.Moves = append(out.Moves, admin.Evacuating{Disk: ref, Steps: n.steps(p, plan, nil)})
 		out.CopyBytes += plan.Bytes()
-		dropped := 0
 		arbiters := rec.Arbiters
 		for _, step := range plan.Steps {
 			switch step.Kind {
@@ -135,20 +134,22 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 				if i := slices.IndexFunc(nodes, func(x place.Node) bool { return x.ID == step.Node }); i >= 0 {
 					nodes[i].FreeBytes -= step.Bytes
 				}
-			case place.DropReplica:
-				if leaving[step.Node] {
-					dropped++
-				}
 			case place.MoveArbiters:
 				arbiters = step.Arbiters
-			case place.SetMinSync:
+			case place.DropReplica, place.SetMinSync, place.SplitGroup, place.MergeGroup:
+			}
+		}
+		stay, after := 0, plan.After(rec)
+		for _, id := range nodesOf(&after) {
+			if leaving[id] {
+				stay++
 			}
 		}
 		switch {
-		case dropped < replicas && plan.Unmet != "":
-			trouble("give it a rule that other nodes meet: ukai-node place disk "+ref.Name+" TERM...", "rule %s, without these nodes: %s", want.now(), plan.Missing)
-		case dropped < replicas:
-			trouble("", "%d of its replicas would stay", replicas-dropped)
+		case stay > 0 && plan.Unmet != "":
+			trouble("give it a rule that other nodes meet: ukai-node place disk "+ref.Name+" TERM...", "rule %s, without these nodes: %s", want.all(), plan.Missing)
+		case stay > 0:
+			trouble("", "%d of its replicas would stay", stay)
 		case !slices.ContainsFunc(arbiters, gone):
 		case rec.Quorum != crdt.Majority:
 			trouble("ukai-node disk quorum "+ref.Name+" majority", "its quorum mode is %s, which keeps its quorum record there", quorumText(p, &rec))

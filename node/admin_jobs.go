@@ -130,7 +130,7 @@ func (n *Node) mayHaveSteps(p people, d tended, want wish, nodes []place.Node) b
 		return false
 	}
 	_, open := jobOf(d.Disk, want)
-	return open || want.rule.InSync() != d.rec.MinSync || !place.Check(want.rule, d.rec, nodes).Met
+	return open || want.ranges.InSync(want.rule) != d.rec.MinSync || len(d.rec.Groups) > 1 || !place.CheckRanges(want.rule, want.ranges, d.rec, nodes).Met
 }
 
 // doer returns the node whose job a disk is: its holder, or if nobody holds it, or its holder is long gone, the first node, by id, with an in-sync
@@ -304,6 +304,8 @@ func (n *Node) OrderJob(ctx context.Context, disk string, o admin.OrderJob) (adm
 // cancelJob calls off a scrub, or gives a disk the rule that it had before. What was copied for the newer one is dropped like any replica that its rule does not want.
 func (n *Node) cancelJob(d *crdt.Disk, j admin.Job) error {
 	before, want := d.Policy[policyRuleBefore].Value, wishOf(d)
+	ranges, had := d.Policy[policyRangesBefore]
+	other := before != "" && (before != d.Rule.Value || had && ranges.Value != d.Policy[policyRanges].Value)
 	switch {
 	case j.Kind == "scrub":
 		return n.cancelScrub(d)
@@ -311,10 +313,10 @@ func (n *Node) cancelJob(d *crdt.Disk, j admin.Job) error {
 		return fmt.Errorf("%w: it goes on for as long as nodes are drained that have replicas of the disk; pause it, or end that: ukai-node evacuate NODE --cancel", ukai.ErrRejected)
 	case j.Kind != "relocation":
 		return fmt.Errorf("%w: the rule %s asks for these replicas; pause it, or give the disk another rule: ukai-node place disk %s", ukai.ErrRejected, d.Rule.Value, d.Name.Value)
-	case want.asked.Follow != 0 && (before == "" || before == d.Rule.Value):
+	case want.asked.Follow != 0 && !other:
 		return fmt.Errorf("%w: the disk follows its VM, its rule is %s; pause it, or give the disk a rule that says a place: ukai-node place disk %s", ukai.ErrRejected, d.Rule.Value, d.Name.Value)
-	case before == "" || before == d.Rule.Value:
-		return fmt.Errorf("%w: no rule is known that it had before %s; pause it, or give the disk another rule: ukai-node place disk %s", ukai.ErrRejected, d.Rule.Value, d.Name.Value)
+	case !other:
+		return fmt.Errorf("%w: no rule is known that it had before %s; pause it, or give the disk another rule: ukai-node place disk %s", ukai.ErrRejected, want.all(), d.Name.Value)
 	}
 	if stored, open := jobOf(d, want); open {
 		stored.Ended, stored.Result = time.Now().UnixMilli(), admin.JobCancelled
@@ -324,6 +326,13 @@ func (n *Node) cancelJob(d *crdt.Disk, j admin.Job) error {
 		rule, err := c.SetRule(d.ID, before, stamp())
 		if err != nil {
 			return rule, err
+		}
+		if had && ranges.Value != d.Policy[policyRanges].Value {
+			back, err := c.SetPolicy(d.ID, policyRanges, ranges.Value, stamp())
+			if err != nil {
+				return rule, err
+			}
+			rule = rule.Join(back)
 		}
 		forget, err := c.SetPolicy(d.ID, policyRuleBefore, "", stamp())
 		if err != nil {

@@ -50,7 +50,7 @@ func (n *Node) placementOf(ctx context.Context, p people, d *crdt.Disk, steps bo
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, want, rec)
 	if steps && rec != nil && want.text != "" {
 		if want.err == nil { // one that cannot be read is told of already
-			if plan, costs, err := n.costed(ctx, p, want, *rec); err == nil {
+			if plan, costs, err := n.costed(ctx, p, want, *rec, want.rule); err == nil {
 				n.addSteps(p, &out, plan, costs, rec)
 			}
 		}
@@ -66,12 +66,13 @@ func pausedText(d *crdt.Disk) string {
 }
 
 // costed plans a disk's relocation and estimates what it takes. Nodes with a replica are asked how much of it is allocated: holes are not
-// copied. The node that carries out the plan has a replica and knows that by itself.
-func (n *Node) costed(ctx context.Context, p people, want wish, rec crdt.Record) (place.Plan, place.Costs, error) {
+// copied. The node that carries out the plan has a replica and knows that by itself. The plan's reasons are about one of the rules.
+func (n *Node) costed(ctx context.Context, p people, want wish, rec crdt.Record, about place.Rule) (place.Plan, place.Costs, error) {
 	in, _ := n.planned(want, rec, p.candidates())
 	for _, r := range n.reports(ctx, p, rec.Disk, nodesOf(&rec)) {
 		in.Allocated = max(in.Allocated, r.Allocated)
 	}
+	in.About = about
 	plan, err := place.Relocate(in)
 	if err != nil {
 		return plan, place.Costs{}, err
@@ -174,12 +175,56 @@ func (n *Node) placement(p people, disk admin.DiskRef, want wish, rec *crdt.Reco
 		out.Differences = []string{want.err.Error()}
 		return out
 	}
-	s := place.Check(want.rule, *rec, p.candidates())
+	s := place.CheckRanges(want.rule, want.ranges, *rec, p.candidates())
 	out.Met, out.Differences = s.Met, s.Differences
-	for _, t := range s.Terms {
-		out.Wanted = append(out.Wanted, admin.Want{Term: t.Term, Count: t.Want, Have: t.Have, Nodes: t.Nodes})
+	for _, part := range s.Parts {
+		if !part.Own {
+			out.Wanted = fewest(out.Wanted, wants(part))
+		}
+	}
+	for _, x := range want.ranges {
+		r := admin.Range{
+			Blocks: x.Blocks.String(), Bytes: max(0, min(int64(x.Blocks.End())*int64(rec.BlockSize), rec.Size)-int64(x.Blocks.First)*int64(rec.BlockSize)), Rule: x.Rule.String(), Met: true, Wanted: []admin.Want{},
+		}
+		var now []string
+		for _, part := range s.Parts {
+			if !slices.ContainsFunc(part.Blocks, func(b ukai.Range) bool { return b.First < x.Blocks.End() && x.Blocks.First < b.End() }) {
+				continue
+			}
+			r.Wanted = fewest(r.Wanted, wants(part))
+			if !slices.Contains(now, part.Now) {
+				now = append(now, part.Now)
+			}
+			for _, d := range part.Differences {
+				if !slices.Contains(r.Differences, d) {
+					r.Differences = append(r.Differences, d)
+				}
+			}
+		}
+		r.Now, r.Met = strings.Join(now, "; "), len(r.Differences) == 0
+		out.Ranges = append(out.Ranges, r)
 	}
 	return out
+}
+
+func wants(part place.PartStatus) (list []admin.Want) {
+	for _, t := range part.Terms {
+		list = append(list, admin.Want{Term: t.Term, Count: t.Want, Have: t.Have, Nodes: t.Nodes})
+	}
+	return list
+}
+
+// fewest returns of each term of one rule the want that has less, in two parts of the disk.
+func fewest(a, b []admin.Want) []admin.Want {
+	if len(a) == 0 {
+		return b
+	}
+	for i := range a {
+		if i < len(b) && b[i].Have < a[i].Have {
+			a[i] = b[i]
+		}
+	}
+	return a
 }
 
 // doing says what is being done about a disk that is not where its rule wants it, by whom, or why nothing is.
@@ -208,86 +253,46 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 	if err != nil {
 		return admin.Placement{}, err
 	}
-	asked, err := parseRule(change.Rule)
-	if err != nil {
-		return admin.Placement{}, err
-	}
 	rec, err := n.known(d.ID)
 	if err != nil {
 		return admin.Placement{}, err
 	}
 	p := n.people()
-	if asked.Follow != 0 {
-		n.hear(ctx, &p, d)
-	}
-	here, err := n.hereFor(p, d, rec, asked)
-	want := wishFor(asked, here)
-	if err == nil {
-		err = want.err
+	var want wish
+	var asked place.Rule // of the disk, or of blocks of it; without terms if theirs is removed
+	if change.Blocks == "" {
+		want, asked, err = n.wishOfDisk(ctx, &p, d, rec, change)
+	} else {
+		want, asked, err = wishOfBlocks(d, rec, change)
 	}
 	if err != nil {
 		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
 	}
-	rule := want.rule
-	want.fewer = change.AllowFewer
 	before := wishOf(d)
 	if want.keep, want.kept = before.keep, before.kept; change.KeepStale != nil {
 		want.keep = *change.KeepStale
 	}
-	plan, costs, err := n.costed(ctx, p, want, rec)
+	plan, costs, err := n.costed(ctx, p, want, rec, asked)
 	if err != nil {
 		return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
 	}
-	if plan.Unmet != "" && rule.Mode == place.Strict {
+	if len(asked.Terms) > 0 && asked.Mode == place.Strict && slices.Contains(plan.Short, asked.String()) {
 		return admin.Placement{}, &admin.Refusal{
-			Err: fmt.Errorf("rule %q: %w: %s", rule, ukai.ErrUnmet, plan.Missing), Reasons: p.reasons(plan.Reasons), Remedy: plan.Help,
+			Err: fmt.Errorf("rule %q: %w: %s", asked, ukai.ErrUnmet, plan.Missing), Reasons: p.reasons(plan.Reasons), Remedy: plan.Help,
 		}
 	}
 	if !change.DryRun {
-		err := n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
-			set, err := c.SetRule(d.ID, want.text, stamp())
-			if err != nil {
-				return set, err
-			}
-			if d.Policy[policyFewer].Value != "" || want.fewer {
-				allowed := ""
-				if want.fewer && len(plan.Steps) > 0 {
-					allowed = want.now()
-				}
-				fewer, err := c.SetPolicy(d.ID, policyFewer, allowed, stamp())
-				if err != nil {
-					return set, err
-				}
-				set = set.Join(fewer)
-			}
-			if want.keep != before.keep {
-				value := ""
-				if want.keep {
-					value = keepOn
-				}
-				keep, err := c.SetPolicy(d.ID, policyKeep, value, stamp())
-				if err != nil {
-					return set, err
-				}
-				set = set.Join(keep)
-			}
-			if want.text == d.Rule.Value {
-				return set, nil
-			}
-			if asked.Follow != 0 {
-				at, err := setHere(c, d.ID, here, stamp())
-				if err != nil {
-					return set, err
-				}
-				set = set.Join(at)
-			}
-			before, err := c.SetPolicy(d.ID, policyRuleBefore, d.Rule.Value, stamp())
-			return set.Join(before), err
-		})
-		if err != nil {
+		if err := n.keepWish(d, want, plan); err != nil {
 			return admin.Placement{}, fmt.Errorf("place disk %s: %w", d.Name.Value, err)
 		}
-		n.events.add(admin.Event{Level: admin.Fine, Kind: "rule-set", Disk: d.Name.Value, Text: fmt.Sprintf("the rule of disk %s is now %s", d.Name.Value, want.text)})
+		text := fmt.Sprintf("the rule of disk %s is now %s", d.Name.Value, want.text)
+		switch {
+		case change.Remove:
+			text = fmt.Sprintf("blocks %s of disk %s have no rule of their own any more", change.Blocks, d.Name.Value)
+		case change.Blocks != "":
+			text = fmt.Sprintf("the rule of blocks %s of disk %s is now %s", change.Blocks, d.Name.Value, asked)
+		}
+		n.events.add(admin.Event{Level: admin.Fine, Kind: "rule-set", Disk: d.Name.Value, Text: text})
 	}
 	out := n.placement(p, admin.DiskRef{ID: d.ID, Name: d.Name.Value}, want, &rec)
 	n.addSteps(p, &out, plan, costs, &rec)
@@ -303,4 +308,117 @@ func (n *Node) PlaceDisk(ctx context.Context, disk string, change admin.PlaceDis
 		out.Doing, out.Notice = "", pausedText(d)
 	}
 	return out, nil
+}
+
+// wishOfDisk returns what is wanted of a disk that gets a rule, and that rule with what $here stands for. Its ranges keep theirs.
+func (n *Node) wishOfDisk(ctx context.Context, p *people, d *crdt.Disk, rec crdt.Record, change admin.PlaceDisk) (want wish, asked place.Rule, err error) {
+	if change.Remove {
+		return want, asked, fmt.Errorf("%w: a disk always has a rule: give it another, or say the blocks that shall have none of their own", ukai.ErrInvalid)
+	}
+	if asked, err = parseRule(change.Rule); err != nil {
+		return want, asked, err
+	}
+	if asked.Follow != 0 {
+		n.hear(ctx, p, d)
+	}
+	here, err := n.hereFor(*p, d, rec, asked)
+	if err != nil {
+		return want, asked, err
+	}
+	if want = wishFor(asked, here); want.err != nil {
+		return want, asked, want.err
+	}
+	want.ranges, want.fewer = wishOf(d).ranges, change.AllowFewer
+	for _, x := range want.ranges {
+		if copies := x.Rule.Replicas(); want.rule.InSync() > copies {
+			return want, asked, fmt.Errorf("rule %q: %w: blocks %v are to have %d copies, so that writes to them would wait for ever: give them more, or say --min-sync %d", asked, ukai.ErrInvalid, x.Blocks, copies, copies)
+		}
+	}
+	return want, want.rule, nil
+}
+
+// wishOfBlocks returns what is wanted of a disk of which some blocks get a rule or lose theirs, and the rule that they get.
+func wishOfBlocks(d *crdt.Disk, rec crdt.Record, change admin.PlaceDisk) (want wish, asked place.Rule, err error) {
+	if want = wishOf(d); want.text == "" || want.err != nil {
+		return want, asked, fmt.Errorf("%w: the disk has no rule that can be read: give it one first, without --blocks", ukai.ErrInvalid)
+	}
+	blocks, err := place.ParseBlocks(change.Blocks)
+	if err != nil {
+		return want, asked, err
+	}
+	if last := ukai.Index(rec.Blocks() - 1); blocks.End()-1 > last {
+		return want, asked, fmt.Errorf("blocks %v: %w: the disk ends with block %d; its blocks have %d KiB each: make it larger first, or say --blocks %d-%d", blocks, ukai.ErrInvalid, last, rec.BlockSize>>10, min(blocks.First, last), last)
+	}
+	if change.AllowFewer {
+		return want, asked, fmt.Errorf("blocks %v: %w: --allow-fewer is about the whole disk: say it with its rule, without --blocks", blocks, ukai.ErrInvalid)
+	}
+	switch {
+	case change.Remove && len(change.Rule.Terms) > 0:
+		return want, asked, fmt.Errorf("blocks %v: %w: they get a rule, or have theirs removed; not both", blocks, ukai.ErrInvalid)
+	case change.Remove:
+		if !slices.ContainsFunc(want.ranges, func(x place.RangeRule) bool { return x.Blocks.First < blocks.End() && blocks.First < x.Blocks.End() }) {
+			return want, asked, fmt.Errorf("blocks %v: %w: they have no rule of their own; ukai-node place show %s lists those that do", blocks, ukai.ErrNotFound, d.Name.Value)
+		}
+	default:
+		if asked, err = parseRule(change.Rule); err != nil {
+			return want, asked, err
+		}
+		if need, copies := want.rule.InSync(), asked.Replicas(); need > copies {
+			return want, asked, fmt.Errorf("blocks %v: rule %q: %w: writes wait until %d replicas are in sync, and it asks for %d: ask for more copies, or give the disk a rule with --min-sync %d", blocks, asked, ukai.ErrInvalid, need, copies, copies)
+		}
+	}
+	before := want.all()
+	if want.ranges, err = want.ranges.Set(blocks, asked); err != nil {
+		return want, asked, err
+	}
+	want.fewer = want.fewer && want.all() == before
+	return want, asked, nil
+}
+
+// keepWish writes down what is wanted of a disk, and what was before.
+func (n *Node) keepWish(d *crdt.Disk, want wish, plan place.Plan) error {
+	return n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (set crdt.Delta, err error) {
+		policy := func(key, value string) {
+			if err == nil {
+				var one crdt.Delta
+				one, err = c.SetPolicy(d.ID, key, value, stamp())
+				set = set.Join(one)
+			}
+		}
+		ranges, had := d.Policy[policyRanges]
+		rule := want.text != d.Rule.Value
+		other := want.ranges.String() != ranges.Value
+		if set, err = c.SetRule(d.ID, want.text, stamp()); err != nil {
+			return set, err
+		}
+		if d.Policy[policyFewer].Value != "" || want.fewer {
+			allowed := ""
+			if want.fewer && len(plan.Steps) > 0 {
+				allowed = want.all()
+			}
+			policy(policyFewer, allowed)
+		}
+		if want.keep != (d.Policy[policyKeep].Value == keepOn) {
+			value := ""
+			if want.keep {
+				value = keepOn
+			}
+			policy(policyKeep, value)
+		}
+		if rule && want.asked.Follow != 0 && err == nil {
+			var at crdt.Delta
+			at, err = setHere(c, d.ID, want.here, stamp())
+			set = set.Join(at)
+		}
+		if other {
+			policy(policyRanges, want.ranges.String())
+		}
+		if rule || other {
+			policy(policyRuleBefore, d.Rule.Value)
+			if had || other {
+				policy(policyRangesBefore, ranges.Value)
+			}
+		}
+		return set, err
+	})
 }

@@ -138,6 +138,6 @@ func missed(p people, gone ukai.NodeID, without *planning, d *crdt.Disk, rec crd
 			"most of its arbiters do not answer, and what is lost cannot be made anew without them")
 	}
 	if plan, err := without.plan(wishOf(d), rec); copied && err == nil && plan.Unmet != "" {
-		warn(admin.Warn, plan.Help, "rule %s cannot be met without it: %s", d.Rule.Value, plan.Missing)
+		warn(admin.Warn, plan.Help, "rule %s cannot be met without it: %s", wishOf(d).all(), plan.Missing)
 	}
 }

@@ -31,7 +31,7 @@ func (n *Node) Survive(ctx context.Context, without string) (admin.Survival, err
 	now, repairAfter := time.Now(), n.repairAfter()
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) {
 		want := wishOf(d) // one that cannot be read is told of by place show; the record speaks for itself
-		disks = append(disks, subject{admin.DiskRef{ID: d.ID, Name: d.Name.Value}, place.Input{Rule: want.rule, Fewer: want.fewer, Rec: rec, Near: n.mesh.Estimate, Now: now, RepairAfter: repairAfter}})
+		disks = append(disks, subject{admin.DiskRef{ID: d.ID, Name: d.Name.Value}, place.Input{Rule: want.rule, Ranges: want.ranges, Fewer: want.fewer, Rec: rec, Near: n.mesh.Estimate, Now: now, RepairAfter: repairAfter}})
 	})
 	survey := place.NewSurvey(nodes)
 	out := admin.Survival{}

@@ -120,6 +120,9 @@ func (n *Node) Facts(disk ukai.DiskID) map[string]string {
 		return facts
 	}
 	facts["name"], facts["rule"] = d.Name.Value, d.Rule.Value
+	if r := d.Policy[policyRanges].Value; r != "" {
+		facts["ranges"] = r
+	}
 	rec, ok := d.Record()
 	if !ok {
 		return facts

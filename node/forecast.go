@@ -51,12 +51,12 @@ func (n *Node) Forecast(ctx context.Context, disk, at string, terms []string) (a
 	want := wishOf(d)
 	err = want.err
 	if len(terms) > 0 {
-		want = wish{}
+		want = wish{ranges: want.ranges}
 		want.rule, err = place.ParseRule(terms, place.Options{})
 	}
 	var plan place.Plan
 	if err == nil {
-		plan, _, err = n.costed(ctx, p, want, rec)
+		plan, _, err = n.costed(ctx, p, want, rec, want.rule)
 	}
 	if err != nil && (len(terms) > 0 || d.Rule.Value != "") {
 		return admin.Forecast{}, fmt.Errorf("forecast %s: %w", d.Name.Value, err)

@@ -18,6 +18,8 @@ const (
 	policyJob        = "job"         // a job, as JSON, written by the node that does it
 	policyOrder      = "job-order"   // orderPause or orderRun; a newer one ends the pauses between attempts
 	policyRuleBefore = "rule-before" // what cancelling a relocation goes back to
+	// likewise, the policyRanges of before; absent: the disk never had any
+	policyRangesBefore = "ranges-before"
 
 	orderPause = "pause"
 	orderRun   = "run"
@@ -45,7 +47,7 @@ func jobOf(d *crdt.Disk, want wish) (j job, open bool) {
 	if !ok || json.Unmarshal([]byte(p.Value), &j) != nil {
 		return job{}, false
 	}
-	return j, j.Ended == 0 && j.Rule == want.now()
+	return j, j.Ended == 0 && j.Rule == want.all()
 }
 
 // paused says whether an administrator has the disk's job paused.
@@ -83,7 +85,7 @@ func (n *Node) beginJob(d tended, want wish, plan place.Plan) {
 		return
 	}
 	left, _ := n.bytesLeft(d.rec, plan)
-	n.recordJob(d.Disk, job{Kind: n.kindOf(n.people(), d.rec, plan), Rule: want.now(), Since: time.Now().UnixMilli(), Total: left})
+	n.recordJob(d.Disk, job{Kind: n.kindOf(n.people(), d.rec, plan), Rule: want.all(), Since: time.Now().UnixMilli(), Total: left})
 }
 
 // followJob records how far a job has come, where that is worth it, and its end.
@@ -138,11 +140,15 @@ func (n *Node) kindOf(p people, rec crdt.Record, plan place.Plan) string {
 // bytesLeft returns how many bytes are still to be compared or copied, at most, until a plan is carried out; lacking says whether a replica that
 // stays is not in sync.
 func (n *Node) bytesLeft(rec crdt.Record, plan place.Plan) (left int64, lacking bool) {
-	dropped := map[ukai.ReplicaID]bool{}
+	type seat struct {
+		group   uint8
+		replica ukai.ReplicaID
+	}
+	dropped, counted := map[seat]bool{}, map[ukai.ReplicaID]bool{}
 	for _, s := range plan.Steps {
 		left += s.Bytes
 		if s.Kind == place.DropReplica {
-			dropped[s.Replica] = true
+			dropped[seat{s.Group, s.Replica}] = true
 		}
 	}
 	full := rec.Size
@@ -151,15 +157,20 @@ func (n *Node) bytesLeft(rec crdt.Record, plan place.Plan) (left int64, lacking 
 	}
 	held, _ := n.host.Held(rec.Disk)
 	for i := range rec.Groups {
-		for _, m := range rec.Groups[i].Members {
-			if m.Role != crdt.Syncing && m.Role != crdt.Out || dropped[m.Replica] {
+		g := &rec.Groups[i]
+		for _, m := range g.Members {
+			if m.Role != crdt.Syncing && m.Role != crdt.Out || dropped[seat{g.ID, m.Replica}] {
 				continue
 			}
 			lacking = true
-			behind := full
+			if counted[m.Replica] {
+				continue // of all its groups at once
+			}
+			behind := min(full, rec.BytesOf(g.ID))
 			for _, r := range held.Replicas {
 				if r.Replica == m.Replica && r.Resync != nil && r.Resync.Total > 0 { // else it is being found out
 					behind = min(r.Resync.Left, full)
+					counted[m.Replica] = true
 				}
 			}
 			left += behind

@@ -138,7 +138,7 @@ func (n *Node) relocate(p people, disks []tended, unused map[ukai.DiskID]time.Ti
 		if _, open := jobOf(d.Disk, want); open {
 			begun = true
 		}
-		seen := settledFor{d.rec.Version, want.now(), want.fewer, facts, n.lost(d.ID)}
+		seen := settledFor{d.rec.Version, want.all(), want.fewer, facts, n.lost(d.ID)}
 		if due, settled := n.relocations.due(d.ID, seen); !due {
 			if settled {
 				n.followJob(d, want, place.Plan{})
@@ -154,7 +154,7 @@ func (n *Node) relocate(p people, disks []tended, unused map[ukai.DiskID]time.Ti
 		}
 		n.followJob(d, want, plan)
 		switch {
-		case len(plan.Steps) == 0:
+		case len(plan.Steps) == 0 || plan.Steps[0].Waits:
 			n.relocations.rest(d.ID, seen, plan.Unmet == "")
 		case n.relocations.begin(d.ID, n.told(p, plan.Steps[0])):
 			if !n.spawn(func() { n.beginJob(d, want, plan); n.carryOut(d.Disk, d.rec, plan.Steps[0]) }) {
@@ -233,7 +233,7 @@ func (l *planning) plan(want wish, rec crdt.Record) (place.Plan, error) {
 	if others {
 		return place.Relocate(in)
 	}
-	l.planner.Lost, l.planner.Fewer, l.planner.Kept = in.Lost, in.Fewer, in.Kept
+	l.planner.Lost, l.planner.Fewer, l.planner.Ranges, l.planner.Kept = in.Lost, in.Fewer, in.Ranges, in.Kept
 	return l.planner.Plan(want.rule, rec, in.Allocated)
 }
 
@@ -241,7 +241,7 @@ func (l *planning) plan(want wish, rec crdt.Record) (place.Plan, error) {
 // replica of this disk.
 func (n *Node) planned(want wish, rec crdt.Record, nodes []place.Node) (in place.Input, others bool) {
 	in = place.Input{
-		Rule: want.rule, Fewer: want.fewer, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(), Lost: map[ukai.ReplicaID]time.Time{},
+		Rule: want.rule, Ranges: want.ranges, Fewer: want.fewer, Rec: rec, Nodes: nodes, Near: n.mesh.Estimate, Now: time.Now(), RepairAfter: n.repairAfter(), Lost: map[ukai.ReplicaID]time.Time{},
 	}
 	if want.keep {
 		in.Kept = want.kept.bytes()
@@ -255,17 +255,29 @@ func (n *Node) planned(want wish, rec crdt.Record, nodes []place.Node) (in place
 
 // told puts a step into words.
 func (n *Node) told(p people, s place.Step) string {
+	blocks, of := place.Ranges(s.Blocks), ""
+	if len(s.Blocks) > 0 {
+		of = " of blocks " + blocks
+	}
 	switch s.Kind {
 	case place.AddReplica:
-		text := fmt.Sprintf("a replica is made on %s", p.ref(s.Node))
+		if s.Replica != 0 {
+			return fmt.Sprintf("the replica on %s gets blocks %s, too", p.ref(s.Node), blocks)
+		}
+		text := fmt.Sprintf("a replica%s is made on %s", of, p.ref(s.Node))
 		if s.Reuses > 0 {
 			text += " of the old copy there"
 		}
 		return text
 	case place.DropReplica:
-		return fmt.Sprintf("the replica on %s is dropped: %s", p.ref(s.Node), s.Why)
+		return fmt.Sprintf("the replica%s on %s is dropped: %s", of, p.ref(s.Node), s.Why)
 	case place.SetMinSync:
 		return fmt.Sprintf("writes go on with %d replicas in sync", s.MinSync)
+	case place.SplitGroup:
+		return fmt.Sprintf("blocks %s are placed by themselves from now on", blocks)
+	case place.MergeGroup:
+		return fmt.Sprintf("blocks %s are placed together with those that have the same replicas", blocks)
+	case place.MoveArbiters:
 	}
 	return fmt.Sprintf("the quorum record moves to %s: %s", strings.Join(refs(p, s.Arbiters), ", "), s.Why)
 }
@@ -301,6 +313,9 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 	disk := n.host.Disk(d.ID, d.Name.Value)
 	switch s.Kind {
 	case place.AddReplica:
+		if s.Replica != 0 { // it serves other blocks already
+			return disk.AddReplica(ctx, s.Group, s.Replica, s.Node)
+		}
 		m := crdt.Member{Replica: ukai.NewReplicaID(), Node: s.Node}
 		err := n.makeReplica(ctx, rec, m, wishOf(d).keep)
 		if err == nil || errors.Is(err, ukai.ErrMedia) {
@@ -320,6 +335,11 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 	case place.SetMinSync:
 		_, err := n.cells.Propose(ctx, d.ID, cell.Safety{Version: rec.Version, MinSync: s.MinSync, OnLoss: rec.OnLoss, Ack: rec.Ack})
 		return err
+	case place.SplitGroup:
+		return disk.Split(ctx, s.Group, s.Blocks, s.Into)
+	case place.MergeGroup:
+		return disk.Merge(ctx, s.Group, s.Into)
+	case place.MoveArbiters:
 	}
 	_, err := n.cells.Propose(ctx, d.ID, cell.Rearb{Instance: rec.Instance, Arbiters: s.Arbiters, Quorum: rec.Quorum, Preferred: rec.Preferred})
 	return err

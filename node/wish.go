@@ -18,16 +18,21 @@ const policyHere = "here"
 // move, once that is done; another rule ends it, too.
 const policyFewer = "allow-fewer"
 
+// policyRanges are the blocks of a disk that have a rule of their own, as place.RangeRules.String writes them: one register, so of two changes that were made
+// on two sides of a cut all of the later one counts, as of two rules.
+const policyRanges = "ranges"
+
 // wish is what administrators want of a disk.
 type wish struct {
-	text  string     // of the rule, as it is kept; "" if the disk has none
-	asked place.Rule // what text says
-	rule  place.Rule // the same with what $here stands for now
-	here  place.Here
-	fewer bool // copies in sync are allowed while it moves there
-	keep  bool // nodes keep old copies
-	kept  oldCopies
-	err   error // why there is no rule to plan by
+	text   string     // of the rule, as it is kept; "" if the disk has none
+	asked  place.Rule // what text says
+	rule   place.Rule // the same with what $here stands for now
+	ranges place.RangeRules
+	here   place.Here
+	fewer  bool // copies in sync are allowed while it moves there
+	keep   bool // nodes keep old copies
+	kept   oldCopies
+	err    error // why there is no rule to plan by
 }
 
 // wishOf returns what is wanted of a disk, as it is known here.
@@ -42,8 +47,11 @@ func wishOf(d *crdt.Disk) (w wish) {
 	if w.asked, w.err = place.ParseText(w.text); w.err == nil {
 		w.rule, w.err = w.asked.At(w.here.Values)
 	}
+	if p, ok := d.Policy[policyRanges]; ok && w.err == nil {
+		w.ranges, w.err = place.ParseRangeRules(p.Value)
+	}
 	if p, ok := d.Policy[policyFewer]; ok {
-		w.fewer = p.Value == w.now()
+		w.fewer = p.Value == w.all()
 	}
 	return w
 }
@@ -55,7 +63,15 @@ func wishFor(rule place.Rule, here place.Here) (w wish) {
 	return w
 }
 
-// now returns the rule by which is planned as text: when it is another, so may the plan be.
+// all returns all that is planned by as text: when it is another, so may the plan be.
+func (w wish) all() string {
+	if len(w.ranges) == 0 {
+		return w.now()
+	}
+	return w.now() + "; " + w.ranges.String()
+}
+
+// now returns the rule by which is planned as text.
 func (w wish) now() string {
 	if w.err != nil || w.asked.Follow == 0 {
 		return w.text
@@ -117,8 +133,8 @@ func (n *Node) follow(p people, d tended, unused map[ukai.DiskID]time.Time) wish
 		return w
 	}
 	next := wishFor(w.asked, h)
-	next.text, next.keep, next.kept = w.text, w.keep, w.kept
-	next.fewer = w.fewer && next.now() == w.now()
+	next.text, next.ranges, next.keep, next.kept = w.text, w.ranges, w.keep, w.kept
+	next.fewer = w.fewer && next.all() == w.all()
 	if before := w.now(); before != next.now() && next.err == nil && w.err == nil {
 		n.events.add(admin.Event{Level: admin.Notice, Kind: "disk-follows", Disk: d.Name.Value, Node: n.cfg.Name,
 			Text: fmt.Sprintf("disk %s has been used on %s for %v and follows: its rule is now %s", d.Name.Value, n.cfg.Name, w.asked.Follow, next.now())})

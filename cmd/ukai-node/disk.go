@@ -120,7 +120,11 @@ func (a *app) printDisk(d admin.Disk) {
 		a.say("")
 		var table [][]string
 		for _, r := range d.Replicas {
-			table = append(table, []string{r.Node.String(), dash(r.Labels[ukai.LabelDC]), a.colour(roleColour(r.Role), string(r.Role)), allocated(r.AllocatedBytes), r.ID.String(), dash(a.whyNot(r))})
+			row := []string{r.Node.String(), dash(r.Labels[ukai.LabelDC]), a.colour(roleColour(r.Role), string(r.Role)), allocated(r.AllocatedBytes), r.ID.String(), dash(a.whyNot(r))}
+			if r.Blocks != "" {
+				row[2] = row[2] + " of blocks " + r.Blocks
+			}
+			table = append(table, row)
 		}
 		a.table([]string{"REPLICA ON", "DC", "ROLE", ">ALLOCATED", "ID", "WHY"}, table)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,8 +83,9 @@ func (a *app) printPlacement(p admin.Placement) {
 	if len(rows) > 0 {
 		a.table([]string{"  WANTED", "HAVE", "NODES"}, rows)
 	}
+	a.printRanges(p.Ranges)
 	if len(p.Replicas) > 0 {
-		a.table([]string{"  REPLICA ON", "DC", "ROLE", "WHY"}, a.replicaRows(p.Replicas))
+		a.printReplicas(p.Replicas)
 	}
 	if len(p.Arbiters) > 0 {
 		a.say("  arbiters: %s", arbiters(p.Arbiters))
@@ -121,6 +123,37 @@ func (a *app) keptText(keep bool, kept []admin.OldCopy) string {
 		return "kept where replicas are dropped; none yet"
 	}
 	return ""
+}
+
+// printRanges tells of the blocks that have a rule of their own.
+func (a *app) printRanges(list []admin.Range) {
+	var rows [][]string
+	for _, r := range list {
+		met := a.colour(green, "met")
+		if !r.Met {
+			met = a.colour(yellow, "not met")
+		}
+		var have []string
+		for _, w := range r.Wanted {
+			have = append(have, fmt.Sprintf("%d/%d", w.Have, w.Count))
+		}
+		rows = append(rows, []string{"  " + r.Blocks, formatSize(r.Bytes), r.Rule, met, dash(strings.Join(have, " ")), dash(r.Now)})
+	}
+	if len(rows) > 0 {
+		a.table([]string{"  BLOCKS", ">SIZE", "OWN RULE", "IS", "HAVE", "NOW"}, rows)
+	}
+}
+
+// printReplicas tells of replicas, and which blocks each is of where not all are of all.
+func (a *app) printReplicas(list []admin.Replica) {
+	rows, head := a.replicaRows(list), []string{"  REPLICA ON", "DC", "ROLE", "WHY"}
+	if slices.ContainsFunc(list, func(r admin.Replica) bool { return r.Blocks != "" }) {
+		head = slices.Insert(head, 2, "BLOCKS")
+		for i := range rows {
+			rows[i] = slices.Insert(rows[i], 2, dash(list[i].Blocks))
+		}
+	}
+	a.table(head, rows)
 }
 
 // printHere tells what $here stands for, and whether that is about to change.

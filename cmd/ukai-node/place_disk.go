@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,11 +17,12 @@ import (
 
 func (a *app) placeDiskCommand() *cobra.Command {
 	var flags ruleFlags
-	var dryRun, wait, fewer, keep, drop bool
+	var dryRun, wait, fewer, remove, keep, drop bool
+	var blocks string
 	c := a.asking(&cobra.Command{
-		Use:   "disk NAME TERM...",
-		Short: "Give a disk a rule: where its replicas shall lie",
-		Long: `Give a disk a rule: where its replicas shall lie.
+		Use:   "disk NAME [TERM...]",
+		Short: "Give a disk, or some of its blocks, a rule: where the replicas shall lie",
+		Long: `Give a disk, or some of its blocks, a rule: where the replicas shall lie.
 
 ` + termHelp + `
 
@@ -33,11 +37,29 @@ it, or gets another rule.
 
 With --keep-stale nodes keep the data of dropped replicas of the disk as long as they have space, as old copies. They are no replicas and never read. When the
 disk comes back to such a node, the new replica there begins with the old copy: both are compared, and only what differs is copied. That is so until
---no-keep-stale is said; then the space is freed, as it is when the disk is removed, or less than a tenth of the node's space is left.`,
+--no-keep-stale is said; then the space is freed, as it is when the disk is removed, or less than a tenth of the node's space is left.
+
+With --blocks the rule is that of a range of blocks, in place of the disk's: numbers of blocks as disk map shows them, first and last, such as 0-255, or
+bytes with a unit, such as 0-10G. What it overlaps is replaced, neighbours with the same rule become one range, and --remove gives the blocks back to the
+rule of the disk. A disk can have 64 ranges with 8 different rules. Min-sync, the arbiters and what follows a VM are a matter of the whole disk, and all of it
+waits when some of its blocks have no copy that answers. The space of blocks that leave a node which keeps others of the disk is not given back before the
+disk leaves it.`,
 		Example: `  ukai-node place disk vm1 dc=tokyo:2 dc=osaka:1 --spread rack
   ukai-node place disk vm1 dc=osaka:2 --dry-run
-  ukai-node place disk vm1 'dc=$here:2' --follow 10m`,
-		Args: atLeast("the NAME of a disk", "a TERM such as dc=tokyo:2"),
+  ukai-node place disk vm1 'dc=$here:2' --follow 10m
+  ukai-node place disk vm1 --blocks 0-10G dc=tokyo+ssd=yes:2
+  ukai-node place disk vm1 --blocks 0-10G --remove`,
+		Args: func(c *cobra.Command, args []string) error {
+			switch {
+			case !remove:
+				return atLeast("the NAME of a disk", "a TERM such as dc=tokyo:2")(c, args)
+			case blocks == "":
+				return usageError{errors.New("--remove takes the rule of a range away: say which, for example --blocks 0-255")}
+			case flags.given():
+				return usageError{errRuleFlagsWithoutTerms}
+			}
+			return exactly("the NAME of a disk")(c, args)
+		},
 		ValidArgsFunction: func(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
 				return a.completeDisk(c, args, typed)
@@ -54,6 +76,10 @@ disk comes back to such a node, the new replica there begins with the old copy: 
 				change.KeepStale = &keep
 			}
 			return a.ask(c, func(ctx context.Context, node *admin.Client) error {
+				change.Remove = remove
+				if change.Blocks, err = rangeOf(ctx, node, args[0], blocks); err != nil {
+					return err
+				}
 				p, err := node.PlaceDisk(ctx, args[0], change)
 				if err != nil {
 					return err
@@ -77,9 +103,53 @@ disk comes back to such a node, the new replica there begins with the old copy: 
 	c.Flags().BoolVar(&wait, "wait", false, "wait until the disk is where the rule wants it; Ctrl-C leaves the job running")
 	c.Flags().BoolVar(&keep, "keep-stale", false, "from now on nodes keep the data of dropped replicas as long as they have space")
 	c.Flags().BoolVar(&drop, "no-keep-stale", false, "end that, and free the space")
-	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
 	c.MarkFlagsMutuallyExclusive("keep-stale", "no-keep-stale")
+	c.Flags().StringVar(&blocks, "blocks", "", "the rule is that of these blocks, `FIRST-LAST`, or of bytes such as 0-10G")
+	c.Flags().BoolVar(&remove, "remove", false, "with --blocks: they have no rule of their own any more")
+	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
+	c.MarkFlagsMutuallyExclusive("blocks", "allow-fewer")
 	return c
+}
+
+var blockNumbers = regexp.MustCompile(`^[0-9]+(-[0-9]+)?$`)
+
+// rangeOf returns a range of blocks of a disk, FIRST-LAST, of one that may be given in bytes, FROM-TO without TO itself.
+func rangeOf(ctx context.Context, node *admin.Client, disk, text string) (string, error) {
+	if text == "" || blockNumbers.MatchString(text) {
+		return text, nil
+	}
+	from, to, ok := strings.Cut(text, "-")
+	first, err := parseSize(from)
+	if !ok || err != nil {
+		return "", usageError{fmt.Errorf("--blocks %q: write FIRST-LAST, the numbers of blocks from 0, or bytes such as 0-10G", text)}
+	}
+	end, err := parseSize(to)
+	if err != nil {
+		return "", usageError{fmt.Errorf("--blocks %q: write FIRST-LAST, the numbers of blocks from 0, or bytes such as 0-10G", text)}
+	}
+	d, err := node.Disk(ctx, disk)
+	if err != nil {
+		return "", err
+	}
+	size := int64(d.BlockSizeBytes)
+	switch {
+	case end > d.SizeBytes:
+		return "", usageError{fmt.Errorf("--blocks %s: disk %s has %s (%d bytes): make it larger first, or say --blocks %s-%d", text, d.Name, formatSize(d.SizeBytes), d.SizeBytes, from, d.SizeBytes)}
+	case first >= end:
+		return "", usageError{fmt.Errorf("--blocks %s: it ends before it begins", text)}
+	case first%size != 0 || end%size != 0 && end != d.SizeBytes:
+		return "", usageError{fmt.Errorf("--blocks %s: blocks of disk %s have %s each: begin and end at a multiple of that", text, d.Name, formatSize(size))}
+	}
+	return ukai.Range{First: ukai.Index(first / size), Count: ukai.Blocks(end-first, int(size))}.String(), nil
+}
+
+// rules returns the rules of a disk and of its ranges as text.
+func rules(p admin.Placement) string {
+	parts := []string{p.Rule}
+	for _, r := range p.Ranges {
+		parts = append(parts, r.Blocks+" "+r.Rule)
+	}
+	return strings.Join(parts, "; ")
 }
 
 // placedEvery is how often it is looked whether a disk is where its rule wants it.
@@ -89,15 +159,15 @@ const placedEvery = time.Second
 // ukai.ErrRejected.
 func (a *app) awaitPlaced(ctx context.Context, node *admin.Client, p admin.Placement) error {
 	s := jobScreen{app: a}
-	rule := p.Rule
+	rule := rules(p)
 	for {
 		var err error
 		if p, err = node.Placement(ctx, p.Disk.ID.String()); err != nil {
 			return err
 		}
 		switch {
-		case p.Rule != rule:
-			return fmt.Errorf("disk %s: %w: it was given another rule meanwhile: %s", p.Disk.Name, ukai.ErrRejected, p.Rule)
+		case rules(p) != rule:
+			return fmt.Errorf("disk %s: %w: it was given another rule meanwhile: %s", p.Disk.Name, ukai.ErrRejected, rules(p))
 		case p.Met && len(p.Steps) == 0:
 			if a.output == "table" {
 				a.say("%s is where its rule wants it", p.Disk.Name)

@@ -50,6 +50,9 @@ func (a *app) printPlacements(all []admin.Placement) {
 		var where, have []string
 		for _, r := range p.Replicas {
 			s := r.Node.String()
+			if r.Blocks != "" {
+				s += " " + r.Blocks
+			}
 			if r.Role != admin.InSync {
 				s += " (" + string(r.Role) + ")"
 			}
@@ -58,7 +61,12 @@ func (a *app) printPlacements(all []admin.Placement) {
 		for _, w := range p.Wanted {
 			have = append(have, fmt.Sprintf("%d/%d", w.Have, w.Count))
 		}
-		rows = append(rows, []string{p.Disk.Name, dash(p.Rule), met, dash(strings.Join(have, " ")), dash(strings.Join(where, ", ")), dash(strings.Join(p.Differences, "; "))})
+		for _, r := range p.Ranges {
+			for _, w := range r.Wanted {
+				have = append(have, fmt.Sprintf("%d/%d", w.Have, w.Count))
+			}
+		}
+		rows = append(rows, []string{p.Disk.Name, dash(rules(p)), met, dash(strings.Join(have, " ")), dash(strings.Join(where, ", ")), dash(strings.Join(p.Differences, "; "))})
 	}
 	a.table([]string{"DISK", "RULE", "IS", "HAVE", "REPLICAS ON", "DIFFERENCES"}, rows)
 }

@@ -118,6 +118,7 @@ type Replica struct {
 	ID             ukai.ReplicaID `json:"id"`
 	Node           NodeRef        `json:"node"`
 	Labels         ukai.Labels    `json:"labels,omitempty" doc:"of the node"`
+	Blocks         string         `json:"blocks,omitempty" doc:"for which it has that role; absent: for all" example:"0-255"`
 	Role           Role           `json:"role" enum:"in sync,syncing,out,async"`
 	NodeState      NodeState      `json:"nodeState" enum:"alive,suspect,dead,left"`
 	AllocatedBytes int64          `json:"allocatedBytes" doc:"-1: not known here, as it is on another node"`

@@ -16,10 +16,12 @@ type Rule struct {
 	FollowSeconds int64 `json:"followSeconds,omitempty" minimum:"0" maximum:"2592000" doc:"for how long the disk must have been used elsewhere before key=$here means that place; 0: no term says $here, else at least 10"`
 }
 
-// PlaceDisk gives a disk a rule.
+// PlaceDisk gives a disk a rule, or some of its blocks.
 type PlaceDisk struct {
-	Rule       Rule `json:"rule"`
-	AllowFewer bool `json:"allowFewer,omitempty" doc:"until the disk is there fewer copies than before may be in sync, at least one, and as many as writes need: what is not wanted is dropped before others are made"`
+	Rule       Rule   `json:"rule,omitzero" doc:"absent: with remove"`
+	Blocks     string `json:"blocks,omitempty" maxLength:"40" doc:"that get the rule in place of the disk's, as FIRST-LAST; absent: all that have none of their own" example:"0-255"`
+	Remove     bool   `json:"remove,omitempty" doc:"with blocks: they have no rule of their own any more"`
+	AllowFewer bool   `json:"allowFewer,omitempty" doc:"until the disk is there fewer copies than before may be in sync, at least one, and as many as writes need: what is not wanted is dropped before others are made"`
 	// KeepStale stays as it is until it is said otherwise.
 	KeepStale *bool `json:"keepStale,omitempty" doc:"nodes keep what dropped replicas of the disk had, as long as they have space, and a replica that is made there again begins with it; absent: as before"`
 	DryRun    bool  `json:"dryRun,omitempty" doc:"tell what would be, change nothing"`
@@ -41,8 +43,9 @@ type Placement struct {
 	AllowFewer  bool      `json:"allowFewer,omitempty" doc:"until the disk is where the rule wants it fewer copies than before may be in sync"`
 	KeepStale   bool      `json:"keepStale,omitempty" doc:"nodes keep what dropped replicas had"`
 	Kept        []OldCopy `json:"kept,omitempty"`
-	Met         bool      `json:"met"`
-	Wanted      []Want    `json:"wanted" doc:"one per term of the rule"`
+	Met         bool      `json:"met" doc:"also the rules of ranges"`
+	Ranges      []Range   `json:"ranges,omitempty" doc:"blocks with a rule of their own, sorted"`
+	Wanted      []Want    `json:"wanted" doc:"one per term of the rule, about the blocks that have none of their own"`
 	Replicas    []Replica `json:"replicas" doc:"true now"`
 	Arbiters    []Arbiter `json:"arbiters,omitempty"`
 	Differences []string  `json:"differences,omitempty" doc:"one sentence each"`
@@ -54,6 +57,17 @@ type Placement struct {
 	Notice      string    `json:"notice,omitempty" doc:"what the administrator should know of the request just made"`
 	Warnings    []Warning `json:"warnings,omitempty"`
 	DryRun      bool      `json:"dryRun,omitempty"`
+}
+
+// Range is blocks of a disk that have a rule of their own.
+type Range struct {
+	Blocks      string   `json:"blocks" example:"0-255"`
+	Bytes       int64    `json:"bytes"`
+	Rule        string   `json:"rule"`
+	Met         bool     `json:"met"`
+	Wanted      []Want   `json:"wanted" doc:"one per term of the rule"`
+	Now         string   `json:"now" doc:"the replicas and their roles"`
+	Differences []string `json:"differences,omitempty" doc:"one sentence each"`
 }
 
 // Here is what $here stands for in the rule of a disk: of each label the value on the node where the disk has been used for long enough.
@@ -75,7 +89,7 @@ type HereNext struct {
 
 // Step is one part of a plan that leads a disk to its rule.
 type Step struct {
-	Kind        string    `json:"kind" enum:"add,drop,move arbiters,set min-sync"`
+	Kind        string    `json:"kind" enum:"add,drop,move arbiters,set min-sync,split,merge"`
 	Node        NodeRef   `json:"node,omitzero" doc:"where a replica is made or dropped"`
 	From        NodeRef   `json:"from,omitzero" doc:"node that the data of a new replica comes from"`
 	Path        []NodeRef `json:"path,omitempty" doc:"of the data: its source, the node that copies, where the replica is made"`

@@ -17,6 +17,17 @@ type Status struct {
 	Terms  []TermStatus // per group and term
 	// Differences says what keeps the rule from being met, why, and what would help; empty if Met.
 	Differences []string
+	// Parts is the same of all blocks that have the same replicas and are to have the same rule; one for most disks.
+	Parts []PartStatus
+}
+
+// PartStatus is Status of some blocks.
+type PartStatus struct {
+	Blocks      []ukai.Range
+	Own         bool // they have a rule of their own
+	Wanted, Now string
+	Terms       []TermStatus
+	Differences []string
 }
 
 // TermStatus is one term's part of a Status.
@@ -30,6 +41,11 @@ type TermStatus struct {
 
 // Check says whether a disk's record is what its rule wants, and why not.
 func Check(rule Rule, rec crdt.Record, nodes []Node) Status {
+	return CheckRanges(rule, nil, rec, nodes)
+}
+
+// CheckRanges is Check of a disk with blocks that have rules of their own.
+func CheckRanges(rule Rule, ranges RangeRules, rec crdt.Record, nodes []Node) Status {
 	byID := map[ukai.NodeID]Node{}
 	for _, n := range nodes {
 		byID[n.ID] = n
@@ -40,16 +56,26 @@ func Check(rule Rule, rec crdt.Record, nodes []Node) Status {
 		s.Differences = []string{"the disk is deleted"}
 		return s
 	}
-	var now []string
 	for i := range rec.Groups {
 		g := &rec.Groups[i]
-		prefix := ""
-		if len(rec.Groups) > 1 {
-			prefix = "blocks " + Ranges(rec.RangesOf(g.ID)) + ": "
+		for _, piece := range ranges.pieces(rule, rec.RangesOf(g.ID)) {
+			part := PartStatus{Blocks: piece.blocks, Own: piece.class > 0}
+			wanted := ranges.rule(rule, piece.class)
+			part.Wanted = wanted.String()
+			part.group(wanted, g, byID)
+			s.Parts = append(s.Parts, part)
 		}
-		text, differences := s.group(rule, g, byID)
-		now = append(now, prefix+text)
-		for _, d := range differences {
+	}
+	var now []string
+	for i := range s.Parts {
+		part := &s.Parts[i]
+		prefix := ""
+		if len(s.Parts) > 1 {
+			prefix = "blocks " + Ranges(part.Blocks) + ": "
+		}
+		now = append(now, prefix+part.Now)
+		s.Terms = append(s.Terms, part.Terms...)
+		for _, d := range part.Differences {
 			s.Differences = append(s.Differences, prefix+d)
 		}
 	}
@@ -59,10 +85,10 @@ func Check(rule Rule, rec crdt.Record, nodes []Node) Status {
 }
 
 // group compares the rule with one group of replicas.
-func (s *Status) group(rule Rule, g *crdt.Group, byID map[ukai.NodeID]Node) (now string, differences []string) {
+func (s *PartStatus) group(rule Rule, g *crdt.Group, byID map[ukai.NodeID]Node) {
 	var sync, all []Node
 	var words []string
-	differ := func(format string, args ...any) { differences = append(differences, fmt.Sprintf(format, args...)) }
+	differ := func(format string, args ...any) { s.Differences = append(s.Differences, fmt.Sprintf(format, args...)) }
 	for _, m := range g.Members {
 		n, known := byID[m.Node]
 		if !known {
@@ -85,7 +111,7 @@ func (s *Status) group(rule Rule, g *crdt.Group, byID map[ukai.NodeID]Node) (now
 		}
 	}
 	slices.Sort(words)
-	now = strings.Join(words, ", ")
+	s.Now = strings.Join(words, ", ")
 	count := assign(rule, sync)
 	for t, term := range rule.Terms {
 		ts := TermStatus{Group: g.ID, Term: term.String(), Want: term.Count}
@@ -102,7 +128,7 @@ func (s *Status) group(rule Rule, g *crdt.Group, byID map[ukai.NodeID]Node) (now
 		}
 	}
 	if len(rule.Terms) == 0 {
-		return now, differences // a disk without a rule: whatever it has is right
+		return // a disk without a rule: whatever it has is right
 	}
 	// What no term needs is judged over all members: a replica that is only out is not one too many.
 	for i, t := range assign(rule, all) {
@@ -123,7 +149,6 @@ func (s *Status) group(rule Rule, g *crdt.Group, byID map[ukai.NodeID]Node) (now
 			}
 		}
 	}
-	return now, differences
 }
 
 // assign gives as many nodes as possible a term each; -1 to those left over. Earlier nodes come first.

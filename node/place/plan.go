@@ -25,6 +25,8 @@ const (
 	DropReplica                  // take a replica out for good; its space is freed later
 	MoveArbiters                 // let other nodes keep the quorum record
 	SetMinSync                   // change how many replicas must be in sync for writes
+	SplitGroup                   // let blocks have replicas of their own: the same ones for now
+	MergeGroup                   // let blocks whose replicas are the same be treated as one again
 )
 
 // String returns a verb.
@@ -36,26 +38,36 @@ func (k StepKind) String() string {
 		return "drop"
 	case MoveArbiters:
 		return "move arbiters"
+	case SplitGroup:
+		return "split"
+	case MergeGroup:
+		return "merge"
+	case SetMinSync:
 	}
 	return "set min-sync"
 }
 
 // Step is one change of where a disk's replicas or its quorum record are.
 type Step struct {
-	Kind    StepKind
-	Group   uint8
-	Node    ukai.NodeID    // where the replica is made or dropped
-	Replica ukai.ReplicaID // that is dropped
-	From    ukai.NodeID    // nearest node that the data of a new replica can come from
-	Bytes   int64          // copied, at most
-	Reuses  int64          // of Bytes: the node kept an old copy of so many, and what is equal in it is not copied
-	Frees   int64          // of a drop: given back later, about
-	Why     string         // of a drop and of arbiters
+	Kind  StepKind
+	Group uint8
+	Node  ukai.NodeID // where the replica is made or dropped
+	// Replica is the one that is dropped, or of an added one that which its node has of other blocks already and is to serve these, too; 0: it has none.
+	Replica ukai.ReplicaID
+	From    ukai.NodeID // nearest node that the data of a new replica can come from
+	Bytes   int64       // copied, at most
+	Reuses  int64       // of Bytes: the node kept an old copy of so many, and what is equal in it is not copied
+	Frees   int64       // of a drop: given back later, about
+	Why     string      // of a drop and of arbiters
 	// Arbiters are those of MoveArbiters, sorted.
 	Arbiters []ukai.NodeID
 	MinSync  int // of SetMinSync
 	// InSync is how many replicas of the group are in sync when an AddReplica or DropReplica is done.
 	InSync int
+	// Blocks are those concerned, where not all blocks have the same replicas or rule.
+	Blocks []ukai.Range
+	Into   uint8 // of SplitGroup the new group, of MergeGroup the one that gets the blocks
+	Waits  bool  // of MergeGroup: until all replicas are in sync
 }
 
 // Plan is what leads from a disk's record to its rule. The steps are in the order in which they are safe: copies are
@@ -70,6 +82,10 @@ type Plan struct {
 	Missing  string        // of Unmet only what
 	Help     string        // of Unmet only what would help
 	Warnings []string
+	// Short are the rules of which Unmet tells, by their text.
+	Short []string
+	// Targets are, of a disk with ranges, where the replicas of each rule will be, by its text.
+	Targets map[string][]ukai.NodeID
 }
 
 // Bytes returns how many bytes the plan copies at most.
@@ -100,6 +116,10 @@ type Input struct {
 	Fewer bool
 	// Kept is how many bytes of an old copy of the disk nodes have kept. They are not replicas, but a replica is sooner made there than elsewhere.
 	Kept map[ukai.NodeID]int64
+	// Ranges are the blocks that have a rule of their own.
+	Ranges RangeRules
+	// About is the rule of which the plan's reasons are; without terms: Rule.
+	About Rule
 }
 
 // LostAfter is how long a replica must have been lost before it is replaced.
@@ -112,10 +132,14 @@ const LostAfter = 30 * time.Second
 // The error matches ukai.ErrInvalid for a rule that means nothing.
 func Relocate(in Input) (Plan, error) {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
-	p.Lost, p.Fewer, p.Kept = in.Lost, in.Fewer, in.Kept
+	p.Lost, p.Fewer, p.Ranges, p.Kept = in.Lost, in.Fewer, in.Ranges, in.Kept
 	plan, err := p.Plan(in.Rule, in.Rec, in.Allocated)
 	if err == nil {
-		plan.Reasons = p.Reasons(in.Rule, in.Rec, in.Allocated, plan)
+		about := in.Rule
+		if len(in.About.Terms) > 0 {
+			about = in.About
+		}
+		plan.Reasons = p.Reasons(about, in.Rec, in.Allocated, plan)
 	}
 	return plan, err
 }
@@ -123,7 +147,7 @@ func Relocate(in Input) (Plan, error) {
 // relocate is Relocate without the reasons, which take most of the time.
 func relocate(in Input) (Plan, error) {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
-	p.Lost, p.Fewer, p.Kept = in.Lost, in.Fewer, in.Kept
+	p.Lost, p.Fewer, p.Ranges, p.Kept = in.Lost, in.Fewer, in.Ranges, in.Kept
 	return p.Plan(in.Rule, in.Rec, in.Allocated)
 }
 
@@ -131,34 +155,49 @@ func relocate(in Input) (Plan, error) {
 type work struct {
 	p         *Planner
 	e         *eligibility
-	rule      Rule
+	rule      Rule // of the group that is looked at
 	rec       *crdt.Record
 	allocated int64
+	need      int64 // bytes of a replica of the group that is looked at
+	inSync    int   // fewest with which writes go on
 	targets   []int // nodes of the first group
 	plan      Plan
+	grouping  *grouping // of a disk whose blocks have not all the same replicas and rule
 }
 
-func (w *work) run() {
-	minSync := Step{Kind: SetMinSync, MinSync: w.rule.InSync()}
+func (w *work) run() error {
+	minSync := Step{Kind: SetMinSync, MinSync: w.inSync}
 	if minSync.MinSync < w.rec.MinSync {
 		w.plan.Steps = append(w.plan.Steps, minSync) // else replicas that are not wanted any more could not be dropped
 	}
-	for i := range w.rec.Groups {
-		g := &w.rec.Groups[i]
-		target := w.settled(g)
-		if target == nil || w.p.thorough {
-			target = w.target(g)
-			w.steps(g, target)
+	if len(w.p.Ranges) > 0 || len(w.rec.Groups) > 1 {
+		if err := w.apart(); err != nil {
+			return err
 		}
-		if i == 0 {
-			w.targets = slices.Sorted(slices.Values(target))
-			w.plan.Target = w.p.ids(w.targets)
+	} else {
+		w.need = w.allocated
+		w.targets = w.group(&w.rec.Groups[0])
+		if w.plan.Unmet != "" {
+			w.plan.Short = []string{w.rule.String()}
 		}
 	}
+	slices.Sort(w.targets)
+	w.plan.Target = w.p.ids(w.targets)
 	if minSync.MinSync > w.rec.MinSync && w.plan.Unmet == "" {
 		w.plan.Steps = append(w.plan.Steps, minSync)
 	}
 	w.arbiters()
+	return nil
+}
+
+// group plans one group, and returns the nodes of its replicas.
+func (w *work) group(g *crdt.Group) []int {
+	target := w.settled(g)
+	if target == nil || w.p.thorough {
+		target = w.target(g)
+		w.steps(g, target)
+	}
+	return slices.Clone(target)
 }
 
 // settled returns the nodes of a group's members if they are just what the search would choose, so that the group needs no step: as many
@@ -203,7 +242,7 @@ func (w *work) target(g *crdt.Group) []int {
 		kept := w.p.Kept[n.ID]
 		switch {
 		case s.kept[i] > 0:
-		case !n.fits(w.allocated - min(kept, w.allocated)):
+		case !n.fits(w.need-min(kept, w.need)+w.grouping.taken(i)) || w.grouping.stuck(i):
 			continue
 		case kept > 0:
 			s.kept[i] = 1
@@ -219,7 +258,7 @@ func (w *work) target(g *crdt.Group) []int {
 	if w.plan.Unmet != "" {
 		return set
 	}
-	w.plan.Unmet, w.plan.Missing, w.plan.Help = explain(w.rule, w.allocated, w.p.nodes, w.p.reasons(w.rule, w.allocated, g, set), got)
+	w.plan.Unmet, w.plan.Missing, w.plan.Help = explain(w.rule, w.need, w.p.nodes, w.p.reasons(w.rule, w.need, g, set), got)
 	if gaveUp {
 		w.plan.Unmet = fmt.Sprintf("no placement was found in %d steps: use fewer --spread keys", maxSearchSteps)
 		w.plan.Missing, w.plan.Help = w.plan.Unmet, ""
@@ -227,12 +266,22 @@ func (w *work) target(g *crdt.Group) []int {
 	return set
 }
 
-// Reasons says of each node why a plan does or does not put a replica of the disk's first group on it.
+// Reasons says of each node why a plan does or does not put a replica of the first blocks of a rule on it.
 func (p *Planner) Reasons(rule Rule, rec crdt.Record, allocated int64, plan Plan) []Reason {
 	if allocated <= 0 || allocated > rec.Size {
 		allocated = rec.Size
 	}
-	return p.reasons(rule, allocated, &rec.Groups[0], p.find(plan.Target))
+	g, target := &rec.Groups[0], plan.Target
+	if at, ok := plan.Targets[rule.String()]; ok {
+		target = at
+		for _, x := range p.Ranges {
+			if owner := rec.GroupOf(x.Blocks.First); owner != nil && x.Rule.String() == rule.String() {
+				g, allocated = owner, min(allocated, int64(x.Blocks.Count)*int64(rec.BlockSize))
+				break
+			}
+		}
+	}
+	return p.reasons(rule, allocated, g, p.find(target))
 }
 
 func (p *Planner) reasons(rule Rule, need int64, g *crdt.Group, target []int) []Reason {
@@ -257,7 +306,7 @@ func (p *Planner) reasons(rule Rule, need int64, g *crdt.Group, target []int) []
 // steps lists what leads from a group's members to the target.
 func (w *work) steps(g *crdt.Group, target []int) {
 	coming := 0 // in sync when everything that is added or brought up to date is
-	bytes := w.share(g.ID)
+	bytes := w.need
 	wanted := func(id ukai.NodeID) bool {
 		i, known := w.p.index[id]
 		return known && slices.Contains(target, i)
@@ -312,7 +361,7 @@ func (w *work) steps(g *crdt.Group, target []int) {
 	}
 	first := w.p.Fewer && w.plan.Unmet == "" && len(q.adds) > 0
 	if first {
-		q.floor = max(1, min(w.rec.MinSync, w.rule.InSync())) // what is in force then: a smaller one is set first, a larger one last
+		q.floor = max(1, min(w.rec.MinSync, w.inSync)) // what is in force then: a smaller one is set first, a larger one last
 		q.farthestFirst()
 		q.drops()
 	}
@@ -355,6 +404,9 @@ type queue struct {
 
 func (q *queue) drop(s Step) {
 	s.Kind, s.InSync = DropReplica, q.inSync
+	if q.w.grouping.serves(s.Replica, q.g.ID) {
+		s.Frees = 0
+	}
 	q.members--
 	q.gone = append(q.gone, s.Replica)
 	q.w.plan.Steps = append(q.w.plan.Steps, s)
@@ -397,9 +449,13 @@ func (q *queue) room() bool {
 func (q *queue) add(node int, bytes int64) {
 	q.members++
 	q.inSync++
-	id := q.w.p.nodes[node].ID
+	id, reuses := q.w.p.nodes[node].ID, int64(0)
+	replica := q.w.grouping.take(node, bytes)
+	if replica == 0 {
+		reuses = min(q.w.p.Kept[id], bytes)
+	}
 	q.w.plan.Steps = append(q.w.plan.Steps, Step{
-		Kind: AddReplica, Group: q.g.ID, Node: id, From: q.w.nearest(q.g, q.gone, node), Bytes: bytes, Reuses: min(q.w.p.Kept[id], bytes), InSync: q.inSync,
+		Kind: AddReplica, Group: q.g.ID, Node: id, Replica: replica, From: q.w.nearest(q.g, q.gone, node), Bytes: bytes, Reuses: reuses, InSync: q.inSync,
 	})
 }
 
@@ -422,20 +478,6 @@ func (q *queue) farthestFirst() {
 }
 
 const lostWhy = "it is gone, or its disk has failed"
-
-// share returns how many bytes a replica of a group takes.
-func (w *work) share(group uint8) int64 {
-	if len(w.rec.Groups) == 1 {
-		return w.allocated
-	}
-	var blocks uint64
-	for _, r := range w.rec.Runs {
-		if r.Group == group {
-			blocks += r.Count
-		}
-	}
-	return int64(float64(w.allocated) * float64(blocks) / float64(w.rec.Blocks()))
-}
 
 // nearest returns the node with an in-sync replica, that is not gone, which is nearest to another.
 func (w *work) nearest(g *crdt.Group, gone []ukai.ReplicaID, to int) (from ukai.NodeID) {

@@ -330,7 +330,7 @@ func TestPlansArriveAndNeverGiveUpACopyTooEarly(t *testing.T) {
 	})
 }
 
-func must(p Plan, err error) Plan {
+func must[T any](p T, err error) T {
 	if err != nil {
 		panic(err)
 	}

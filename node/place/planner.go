@@ -19,10 +19,11 @@ const (
 
 // Planner plans for many disks of one mesh at one moment: what depends only on the nodes is found out once. It is used by one goroutine.
 type Planner struct {
-	// Lost, Fewer and Kept are those of Input, of the disks to come.
-	Lost  map[ukai.ReplicaID]time.Time
-	Fewer bool
-	Kept  map[ukai.NodeID]int64
+	// Lost, Fewer, Ranges and Kept are those of Input, of the disks to come.
+	Lost   map[ukai.ReplicaID]time.Time
+	Fewer  bool
+	Ranges RangeRules
+	Kept   map[ukai.NodeID]int64
 
 	now    time.Time
 	nodes  []Node // by name
@@ -223,11 +224,13 @@ func (p *Planner) Plan(rule Rule, rec crdt.Record, allocated int64) (Plan, error
 	if err != nil {
 		return Plan{}, err
 	}
-	w := work{p: p, e: e, rule: rule, rec: &rec, allocated: allocated}
+	w := work{p: p, e: e, rule: rule, rec: &rec, allocated: allocated, inSync: p.Ranges.InSync(rule)}
 	if allocated <= 0 || allocated > rec.Size {
 		w.allocated = rec.Size
 	}
-	w.run()
+	if err := w.run(); err != nil {
+		return Plan{}, err
+	}
 	return w.plan, nil
 }
 

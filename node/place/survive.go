@@ -233,6 +233,20 @@ func (s *Survey) remedy(disk string, in Input, gone Selector, fate Fate) string 
 				return fmt.Sprintf("ukai-node place disk %s %s", disk, r)
 			}
 		}
+		for _, x := range in.Ranges {
+			for _, r := range s.stronger(x.Rule, gone) {
+				ranges, err := in.Ranges.Set(x.Blocks, r)
+				if err != nil {
+					continue
+				}
+				with := in
+				with.Ranges = ranges
+				plan, err := relocate(with)
+				if err == nil && plan.Unmet == "" && s.fate(plan.After(in.Rec), gone).Fate < min(fate, Waits) {
+					return fmt.Sprintf("ukai-node place disk %s --blocks %v %s", disk, x.Blocks, r)
+				}
+			}
+		}
 	}
 	// A node that decides alone goes on where a copy is left. It is told last, for without that node nobody goes on.
 	if fate == Waits && in.Rec.Quorum == crdt.Majority {
@@ -302,11 +316,26 @@ func (s Step) apply(rec *crdt.Record) {
 	case MoveArbiters:
 		rec.Arbiters = s.Arbiters
 		return
+	case SplitGroup:
+		if g := rec.Group(s.Group); g != nil {
+			rec.Groups = append(rec.Groups, crdt.Group{ID: s.Into, Members: slices.Clone(g.Members)})
+			slices.SortFunc(rec.Groups, func(a, b crdt.Group) int { return int(a.ID) - int(b.ID) })
+		}
+		for _, b := range s.Blocks {
+			_ = rec.SetRange(b, s.Into) // a plan is made for the record
+		}
+		return
+	case MergeGroup:
+		for _, b := range rec.RangesOf(s.Group) {
+			_ = rec.SetRange(b, s.Into)
+		}
+		rec.Groups = slices.DeleteFunc(rec.Groups, func(g crdt.Group) bool { return g.ID == s.Group })
+		return
 	case AddReplica, DropReplica:
 	}
 	for i := range rec.Groups {
 		if g := &rec.Groups[i]; g.ID == s.Group && s.Kind == AddReplica {
-			g.Members = append(g.Members, crdt.Member{Node: s.Node, Role: crdt.InSync})
+			g.Members = append(g.Members, crdt.Member{Replica: s.Replica, Node: s.Node, Role: crdt.InSync})
 		} else if g.ID == s.Group {
 			g.Members = slices.DeleteFunc(g.Members, func(m crdt.Member) bool { return m.Replica == s.Replica && m.Node == s.Node })
 		}

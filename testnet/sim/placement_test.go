@@ -6,35 +6,35 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"ukai"
 	"ukai/node/admin"
+	"ukai/node/place"
 )
 
 const (
 	placementSeeds      = 4
 	shortPlacementSeeds = 1
 	placementFor        = 3 * time.Minute // virtual: how long administrators change their minds
+	placedBlocks        = 8               // of a disk
 	placementLimit      = 2 << 20         // bytes per second between tokyo and osaka
 )
 
 // placed is a disk whose rule changes, and what the guest wrote on it.
 type placed struct {
 	name    string
-	asked   []asked // by its rules, of late
-	before  int     // replicas in sync when it was last looked at
+	asked   []asked           // by its rules, of late
+	before  [placedBlocks]int // replicas of each block in sync when it was last looked at
 	regions [][]byte
 }
 
-// asked is how many copies a rule asked for when it was looked at.
+// asked is how many copies the rules asked for of each block when they were looked at.
 type asked struct {
 	at     time.Time
-	copies int
+	copies [placedBlocks]int
 }
 
 // askedFor is for how long a step may go on that an older rule asked for.
@@ -50,6 +50,7 @@ type minded struct {
 	back    time.Time
 	calm    time.Time // since when no node has been down
 	writes  int
+	ranges  int // of blocks that got a rule
 }
 
 // TestDisksFollowRulesLabelsAndRolesAsTheyChangeAndNeverHaveFewerCopies changes rules, labels, drains and pauses at random while disks are used and
@@ -74,7 +75,7 @@ func (x *minded) run() {
 	wan(x.Mesh, 5*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
 	x.limit("o1", "tokyo-osaka", "2MiB/s")
 	for i := range 3 {
-		d := &placed{name: fmt.Sprintf("vm%d", i+1), before: 2, regions: make([][]byte, 64)}
+		d := &placed{name: fmt.Sprintf("vm%d", i+1), regions: make([][]byte, 64)}
 		x.Create(d.name, 8<<20, "any:2")
 		x.disks = append(x.disks, d)
 	}
@@ -103,8 +104,8 @@ func (x *minded) run() {
 			x.T.Errorf("%d bytes crossed between tokyo and osaka in %d s, with a budget of %d per second", got, span, placementLimit)
 		}
 	}
-	if x.writes < 100 {
-		x.T.Errorf("only %d writes of the guests succeeded", x.writes)
+	if x.writes < 100 || x.ranges == 0 {
+		x.T.Errorf("only %d writes of the guests succeeded, and %d ranges of blocks got a rule", x.writes, x.ranges)
 	}
 }
 
@@ -123,10 +124,19 @@ func (x *minded) changeMind() {
 	at, d := x.alive(), x.disks[x.rng.IntN(len(x.disks))]
 	node := x.Order[x.rng.IntN(5)].Name
 	yes := x.rng.IntN(3) == 0
-	switch x.rng.IntN(8) {
-	case 0, 1, 2:
+	switch x.rng.IntN(10) {
+	case 0, 1, 2, 8, 9:
 		rules := [][]string{{"dc=tokyo:2"}, {"dc=osaka:2"}, {"dc=tokyo:1", "dc=osaka:1"}, {"any:3"}, {"ssd=yes:1", "any:1"}, {"dc=osaka:1"}}
-		_, _ = at.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: rules[x.rng.IntN(len(rules))], Prefer: true}})
+		change := admin.PlaceDisk{Rule: admin.Rule{Terms: rules[x.rng.IntN(len(rules))], Prefer: true}}
+		switch x.rng.IntN(5) {
+		case 0, 1:
+			change.Blocks = []string{"0", "3-5", "4-7", "0-7", "2"}[x.rng.IntN(5)]
+		case 2:
+			change = admin.PlaceDisk{Blocks: []string{"0", "3-5", "4-7", "0-7", "2"}[x.rng.IntN(5)], Remove: true}
+		}
+		if _, err := at.PlaceDisk(ctx, d.name, change); err == nil && change.Blocks != "" && !change.Remove {
+			x.ranges++
+		}
 	case 3:
 		change := admin.NodeChange{Set: ukai.Labels{"ssd": "yes"}}
 		if yes {
@@ -181,38 +191,50 @@ func (x *minded) guest() {
 	}
 }
 
-// watch holds that while nodes live a disk has no fewer replicas in sync than before, unless its rule asks for fewer.
+// watch holds that while nodes live a block has no fewer replicas in sync than before, unless its rule asks for fewer.
 func (x *minded) watch() {
 	for _, d := range x.disks {
-		info, err := x.Nodes["w1"].Disk(context.Background(), d.name)
+		m, err := x.Nodes["w1"].DiskMap(context.Background(), d.name)
 		if err != nil {
 			continue
 		}
-		in := 0
-		for _, r := range info.Replicas {
-			if r.Role == admin.InSync {
-				in++
-			}
+		facts := x.Nodes["w1"].Facts(m.Disk.ID)
+		ranges, err := place.ParseRangeRules(facts["ranges"])
+		if err != nil {
+			x.T.Fatal(err)
 		}
-		copies := 0
-		for _, word := range strings.Fields(info.Rule) {
-			if _, n, term := strings.Cut(word, ":"); term {
-				c, err := strconv.Atoi(n)
-				if err != nil {
-					x.T.Fatal(err)
+		rule, err := place.ParseText(facts["rule"])
+		if err != nil {
+			x.T.Fatal(err)
+		}
+		now := asked{at: time.Now()}
+		for b := range now.copies {
+			now.copies[b] = rule.Replicas()
+			for _, r := range ranges {
+				if r.Blocks.Contains(ukai.Index(b)) {
+					now.copies[b] = r.Rule.Replicas()
 				}
-				copies += c
 			}
 		}
-		d.asked = append(d.asked, asked{time.Now(), copies})
+		d.asked = append(d.asked, now)
 		d.asked = slices.DeleteFunc(d.asked, func(a asked) bool { return time.Since(a.at) > askedFor })
-		for _, a := range d.asked {
-			copies = min(copies, a.copies)
+		for b := range now.copies {
+			in, copies := 0, now.copies[b]
+			for _, run := range m.Runs {
+				for _, l := range run.Locations {
+					if at := ukai.Index(b); run.First <= at && at < run.First+ukai.Index(run.Count) && l.Role == admin.InSync {
+						in++
+					}
+				}
+			}
+			for _, a := range d.asked {
+				copies = min(copies, a.copies[b])
+			}
+			if in < min(d.before[b], copies) && time.Since(x.calm) > time.Minute {
+				x.T.Errorf("block %d of %s has %d replicas in sync, it had %d, and its rules ask for %d: %v, %+v", b, d.name, in, d.before[b], copies, facts, m.Runs)
+			}
+			d.before[b] = in
 		}
-		if in < min(d.before, copies) && time.Since(x.calm) > time.Minute {
-			x.T.Errorf("%s has %d replicas in sync, it had %d, and its rules ask for %d: %s, %+v", d.name, in, d.before, copies, info.Rule, info.Replicas)
-		}
-		d.before = in
 	}
 }
 
