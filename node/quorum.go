@@ -129,7 +129,7 @@ func (n *Node) forceDisk(ctx context.Context, d *crdt.Disk, names []string, trie
 			}
 		}
 		if alive == 0 {
-			return fail(fmt.Errorf("group %d: %w: no node with an in-sync replica answers; there is nothing to go on with", rec.Groups[i].ID, ukai.ErrUnavailable))
+			return fail(fmt.Errorf("blocks %s: %w: no node with an in-sync replica answers; there is nothing to go on with", place.Ranges(rec.RangesOf(rec.Groups[i].ID)), ukai.ErrUnavailable))
 		}
 	}
 	candidates := slices.DeleteFunc(p.candidates(), func(c place.Node) bool { return slices.Contains(silent, c.ID) }) // membership may not know yet

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"ukai"
 	"ukai/crdt"
@@ -29,6 +30,18 @@ func (d *Disk) Merge(ctx context.Context, group, into uint8) error {
 	return d.regroup(ctx, fmt.Sprintf("merge group %d into %d", group, into), func(h *holding, known *crdt.Record) cell.Change {
 		return cell.Merge{Epoch: h.epoch, Version: known.Version, Group: group, Into: into}
 	})
+}
+
+// ofBlocks says of which blocks a group is, if not of all: " of blocks 0-255".
+func ofBlocks(rec *crdt.Record, group uint8) string {
+	if len(rec.Groups) == 1 {
+		return ""
+	}
+	var text []string
+	for _, r := range rec.RangesOf(group) {
+		text = append(text, r.String())
+	}
+	return " of blocks " + strings.Join(text, ",")
 }
 
 func (d *Disk) regroup(ctx context.Context, what string, change func(*holding, *crdt.Record) cell.Change) error {

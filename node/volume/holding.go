@@ -162,7 +162,7 @@ func (h *holding) rebuild() {
 		v.watched = append(slices.Clone(v.all), f.m)
 	}
 	if g, have, below := h.sets.suspendedGroup(); below {
-		v.suspended = fmt.Errorf("%d of at least %d replicas of group %d are in sync: %w", have, rec.MinSync, g, ukai.ErrSuspended)
+		v.suspended = fmt.Errorf("%d of at least %d replicas%s are in sync: %w", have, rec.MinSync, ofBlocks(rec, g), ukai.ErrSuspended)
 	}
 	if !slices.ContainsFunc(v.all, func(m *member) bool { return m.link.Load() == nil }) {
 		h.obstacle = nil

@@ -121,7 +121,7 @@ func (t *takeover) uncovered() error {
 		if len(reasons) == 0 {
 			reasons = []string{"none has answered yet"}
 		}
-		return fmt.Errorf("group %d: %w: %s", g, ukai.ErrUnavailable, strings.Join(reasons, "; "))
+		return fmt.Errorf("no replica%s: %w: %s", ofBlocks(&t.rec, g), ukai.ErrUnavailable, strings.Join(reasons, "; "))
 	}
 	return nil
 }

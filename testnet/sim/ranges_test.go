@@ -231,3 +231,74 @@ func TestRangesThatMakeNoSenseAreRefusedWithARemedy(t *testing.T) {
 		m.awaitBlocks(t1, "vm1", nil, "0-1 o1+t1+t2", "2-6 t1+t2", "7-7 o1+t1+t2", "8-11 t1+t2")
 	})
 }
+
+// Scrubs, takeovers and force know that not all nodes have all blocks.
+func TestADiskWithARangeElsewhereIsScrubbedAndForced(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", 8<<20, "dc=tokyo:2")
+		ctx := context.Background()
+		t1, t2, o1 := m.Nodes["t1"], m.Nodes["t2"], m.Nodes["o1"]
+		d := t1.Volume("vm1")
+		if err := d.Attach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		want := pattern(1, 8<<20)
+		write := func(seed uint64, off, n int) {
+			t.Helper()
+			copy(want[off:off+n], pattern(seed, n))
+			if _, err := d.WriteAt(ctx, want[off:off+n], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for off := 0; off < len(want); off += 1 << 20 {
+			write(uint64(off), off, 1<<20)
+		}
+		if _, err := t1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Blocks: "3-5", Rule: admin.Rule{Terms: []string{"dc=osaka:2"}}}); err != nil {
+			t.Fatal(err)
+		}
+		m.awaitBlocks(t1, "vm1", nil, "0-2 t1+t2", "3-5 o1+o2", "6-7 t1+t2")
+		write(7, 3<<20-4096, 8192) // t1 and t2 keep block 3 as it was before
+		time.Sleep(65 * time.Second)
+		if run := m.scrub(t1, "vm1", false); run.Verified != 32 || run.Corrupt != 0 {
+			t.Fatalf("the first scrub: %v", run)
+		}
+		m.rot(o1, "vm1", 4<<20)
+		m.rot(t2, "vm1", 1<<20)
+		if run := m.scrub(t1, "vm1", false); run.Verified != 32 || run.Repaired != 2 {
+			t.Fatalf("the second scrub: %v", run)
+		}
+		same(t, t1, "vm1", want)
+
+		// The holder and most arbiters are lost for good.
+		if err := d.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		var gone []string
+		for _, a := range arbiters(t, o1, "vm1") {
+			if a != "t2" {
+				gone = append(gone, a)
+				m.Nodes[a].Crash()
+			}
+		}
+		if t1.Node != nil {
+			t.Fatalf("arbiters %v: this shows nothing", gone)
+		}
+		m.Nodes["o2"].Crash()
+		o1.Crash()
+		m.Await("t2 holds them for dead", func() error {
+			_, err := t2.ForceDisk(ctx, "vm1", admin.ForceDisk{Gone: gone})
+			if err == nil || !strings.Contains(err.Error(), "blocks 3-5") {
+				return fmt.Errorf("force without a copy of the range: %w", err)
+			}
+			return nil
+		})
+		o1.Boot()
+		m.Await("t2 is told to go on", func() error { _, err := t2.ForceDisk(ctx, "vm1", admin.ForceDisk{Gone: gone}); return err })
+		d = t2.Volume("vm1")
+		m.Await("t2 attaches", func() error { return d.Attach(ctx) })
+		write(8, 3<<20-4096, 8192)
+		write(9, 6<<20-4096, 8192)
+		same(t, t2, "vm1", want)
+		m.awaitBlocks(t2, "vm1", func() { write(10, 5<<20, 4096) }, "0-2 (t1)+t2", "3-5 (o2)+o1", "6-7 (t1)+t2")
+	})
+}
