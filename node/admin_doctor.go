@@ -13,6 +13,7 @@ import (
 	"ukai"
 	"ukai/crdt"
 	"ukai/node/admin"
+	"ukai/node/place"
 	"ukai/node/store"
 	"ukai/node/wire"
 )
@@ -110,9 +111,13 @@ func unsafeDisk(name string, rec crdt.Record) (list []admin.Warning) {
 	}
 	for i := range rec.Groups {
 		if len(rec.Groups[i].Members) == 1 {
+			of, blocks := "", ""
+			if ranges := rec.RangesOf(rec.Groups[i].ID); len(rec.Groups) > 1 && len(ranges) > 0 {
+				of, blocks = " of blocks "+place.Ranges(ranges), " --blocks "+ranges[0].String()
+			}
 			list = append(list, admin.Warning{
-				Level: admin.Notice, Code: "disk-single", Disk: name, Text: fmt.Sprintf("disk %s: there is a single copy, and with its node the data is lost", name),
-				Remedy: "copy it to a disk with two copies: ukai-node disk create NEW SIZE any:2",
+				Level: admin.Notice, Code: "disk-single", Disk: name, Text: fmt.Sprintf("disk %s: there is a single copy%s, and with its node the data is lost", name, of),
+				Remedy: fmt.Sprintf("ask for two copies: ukai-node place disk %s%s any:2", name, blocks),
 			})
 			break
 		}

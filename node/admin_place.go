@@ -331,7 +331,7 @@ func (n *Node) wishOfDisk(ctx context.Context, p *people, d *crdt.Disk, rec crdt
 	want.ranges, want.fewer = wishOf(d).ranges, change.AllowFewer
 	for _, x := range want.ranges {
 		if copies := x.Rule.Replicas(); want.rule.InSync() > copies {
-			return want, asked, fmt.Errorf("rule %q: %w: blocks %v are to have %d copies, so that writes to them would wait for ever: give them more, or say --min-sync %d", asked, ukai.ErrInvalid, x.Blocks, copies, copies)
+			return want, asked, fmt.Errorf("rule %q: %w: blocks %v are to have %d in sync at most, so that writes to them would wait for ever: give them more copies, or say --min-sync %d", asked, ukai.ErrInvalid, x.Blocks, copies, copies)
 		}
 	}
 	return want, want.rule, nil

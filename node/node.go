@@ -105,7 +105,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 	n.mesh = mesh
 	n.host = volume.NewHost(volume.Config{
 		Node: n.id, Peers: peers{n}, Cells: wantingCells{n}, Mesh: hearsay{n}, Replicas: n.replicas, Log: cfg.Log,
-		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent, Budget: n.budget, Heat: n.heat,
+		Clock: cfg.Boottime, LossLimit: cfg.OnLoss, Notify: n.replicaEvent, Budget: n.budget, Heat: n.heat, StrayGrace: cfg.TrashGrace,
 	})
 	close(n.open)
 	for _, loop := range []func(){n.publishFacts, n.watch, n.collect, n.tend, n.keepLinks, n.outlive, n.forgetEnded} {

@@ -22,7 +22,7 @@ const maintainPause = 30 * time.Second
 func (n *Node) maintain(p people, disks []tended, rest map[ukai.DiskID]time.Time) {
 	seen := map[ukai.DiskID]bool{}
 	for _, d := range disks {
-		if (d.rec.Phase == crdt.PhaseReleased || p.abandoned(d.rec)) && (paused(d.Disk) || !returnable(p, d.rec)) || !n.maintains(p, d.rec) {
+		if (d.rec.Phase == crdt.PhaseReleased || p.abandoned(d.rec)) && (paused(d.Disk) || !returnable(p, d.rec)) && !n.straysDue(d) || !n.maintains(p, d.rec) {
 			continue
 		}
 		seen[d.ID] = true
@@ -47,6 +47,11 @@ func (n *Node) maintains(p people, rec crdt.Record) bool {
 		return rec.Holder == n.id && !here
 	}
 	return false
+}
+
+// straysDue says whether replicas of a disk have had blocks for long enough that have moved elsewhere.
+func (n *Node) straysDue(d tended) bool {
+	return len(d.rec.Groups) > 1 && n.host.Disk(d.ID, d.Name.Value).StraysDue(&d.rec)
 }
 
 // returnable says whether a replica is not in sync although its node lives.

@@ -42,8 +42,7 @@ disk comes back to such a node, the new replica there begins with the old copy: 
 With --blocks the rule is that of a range of blocks, in place of the disk's: numbers of blocks as disk map shows them, first and last, such as 0-255, or
 bytes with a unit, such as 0-10G. What it overlaps is replaced, neighbours with the same rule become one range, and --remove gives the blocks back to the
 rule of the disk. A disk can have 64 ranges with 8 different rules. Min-sync, the arbiters and what follows a VM are a matter of the whole disk, and all of it
-waits when some of its blocks have no copy that answers. The space of blocks that leave a node which keeps others of the disk is not given back before the
-disk leaves it.`,
+waits when some of its blocks have no copy that answers.`,
 		Example: `  ukai-node place disk vm1 dc=tokyo:2 dc=osaka:1 --spread rack
   ukai-node place disk vm1 dc=osaka:2 --dry-run
   ukai-node place disk vm1 'dc=$here:2' --follow 10m
@@ -77,6 +76,9 @@ disk leaves it.`,
 			}
 			return a.ask(c, func(ctx context.Context, node *admin.Client) error {
 				change.Remove = remove
+				if remove {
+					change.Rule = admin.Rule{}
+				}
 				if change.Blocks, err = rangeOf(ctx, node, args[0], blocks); err != nil {
 					return err
 				}

@@ -46,11 +46,6 @@ func (p *grouping) stuck(node int) bool {
 	})
 }
 
-// serves says whether a replica is one of another group, too.
-func (p *grouping) serves(r ukai.ReplicaID, group uint8) bool {
-	return p != nil && slices.ContainsFunc(p.w.rec.Groups, func(g crdt.Group) bool { return g.ID != group && g.Member(r) != nil })
-}
-
 // apart plans a disk whose blocks have not all the same replicas and rule. Blocks get a group of their own where they are to have another rule than others
 // of their group; then each group is brought to where its rule wants it; groups of one rule whose replicas are the same become one.
 func (w *work) apart() error {

@@ -404,9 +404,6 @@ type queue struct {
 
 func (q *queue) drop(s Step) {
 	s.Kind, s.InSync = DropReplica, q.inSync
-	if q.w.grouping.serves(s.Replica, q.g.ID) {
-		s.Frees = 0
-	}
 	q.members--
 	q.gone = append(q.gone, s.Replica)
 	q.w.plan.Steps = append(q.w.plan.Steps, s)

@@ -36,6 +36,7 @@ type Disk struct {
 	mu       sync.Mutex
 	attached int   // Attach without Detach
 	tries    tries // to bring replicas back
+	strays   strays
 	pausing  pausing
 	detached chan struct{} // closed and replaced when attached falls to 0
 }

@@ -404,3 +404,98 @@ func TestTheOnlyReplicaOfARangeIsDroppedWhereThereAreOthers(t *testing.T) {
 		})
 	}
 }
+
+// What a replica has of blocks that have moved elsewhere takes no space an hour later, whether or not somebody uses the disk, and is not missed when they come back.
+func TestTheSpaceOfBlocksThatHaveMovedIsGivenBack(t *testing.T) {
+	for _, attached := range []bool{true, false} {
+		t.Run(fmt.Sprint("attached=", attached), func(t *testing.T) {
+			bubble(t, setup{nodes: 4, replicas: 2}, func(w *world) {
+				ctx := w.t.Context()
+				w.attach(0)
+				for b := range int64(8) {
+					w.write(0, b*testBlock, fill(testBlock, byte(b+1)))
+				}
+				if err := w.d(0).Split(ctx, 0, []ukai.Range{{First: 3, Count: 2}}, 1); err != nil {
+					w.t.Fatal(err)
+				}
+				w.add(0, 1, w.made(2))
+				w.groupOn(1, 0, 1, 2)
+				w.drop(0, 1, w.nodes[0])
+				w.drop(0, 1, w.nodes[1])
+				holes := func(n int) (list []int) {
+					for b := range int64(8) {
+						if bytes.Equal(w.nodes[n].raw(b*testBlock, testBlock), make([]byte, testBlock)) {
+							list = append(list, int(b))
+						}
+					}
+					return list
+				}
+				if !attached {
+					w.detach(0)
+				}
+				maintain := func() {
+					if !attached {
+						if err := w.d(1).Maintain(ctx); err != nil {
+							w.t.Fatal(err)
+						}
+					}
+				}
+				maintain()
+				time.Sleep(50 * time.Minute)
+				maintain()
+				if len(holes(0))+len(holes(1)) > 0 {
+					w.t.Fatalf("given back at once: %v %v", holes(0), holes(1))
+				}
+				time.Sleep(11 * time.Minute)
+				maintain()
+				time.Sleep(time.Second)
+				for n := range 2 {
+					if got := holes(n); fmt.Sprint(got) != "[3 4]" {
+						w.t.Errorf("n%d has holes %v, must have those of blocks 3 and 4", n, got)
+					}
+				}
+				if got := holes(2); fmt.Sprint(got) != "[0 1 2 5 6 7]" {
+					w.t.Errorf("n2 has holes %v, must have those that it never had", got)
+				}
+				if !attached {
+					w.attach(0)
+				}
+				for b := range int64(8) {
+					w.wantRead(0, b*testBlock, fill(testBlock, byte(b+1)))
+				}
+				w.add(0, 1, w.nodes[0])
+				w.groupOn(1, 0, 2)
+				w.drop(0, 1, w.nodes[2])
+				w.nodes[2].kill()
+				for b := range int64(8) {
+					w.wantRead(0, b*testBlock, fill(testBlock, byte(b+1)))
+				}
+			})
+		})
+	}
+}
+
+func TestStraysAreWhatAReplicaDoesNotServe(t *testing.T) {
+	m := func(ids ...int) (list []crdt.Member) {
+		for _, id := range ids {
+			list = append(list, crdt.Member{Replica: ukai.ReplicaID(id)})
+		}
+		return list
+	}
+	rec := crdt.Record{Groups: []crdt.Group{{ID: 0, Members: m(1, 2)}, {ID: 3, Members: m(2, 4)}}, Runs: []crdt.Run{{Count: 5}, {Count: 2, Group: 3}, {Count: 1}}}
+	if got := fmt.Sprint(strayRanges(&rec, 1), strayRanges(&rec, 2), strayRanges(&rec, 4)); got != "[5-6] [] [0-4 7-7]" {
+		t.Error(got)
+	}
+	if strayText(&rec) == "" {
+		t.Error("there are strays")
+	}
+	rec.Groups[1].Members[0].Role = crdt.Out
+	if got := strayRanges(&rec, 2); len(got) > 0 {
+		t.Errorf("%v of a replica that returns are strays", got)
+	}
+	forced := rec
+	forced.Epoch = ukai.NewEpoch(1, 9)
+	if strayText(&forced) != "" {
+		t.Error("of a disk that was forced something is given back")
+	}
+}

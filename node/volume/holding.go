@@ -70,6 +70,8 @@ type holding struct {
 
 	// Only the host's pulse:
 	idleTicks, quietTicks int
+
+	givingBack atomic.Bool // the space of strays
 }
 
 // view is what the hot path needs of the sets, made anew at each change and never modified.
@@ -82,6 +84,7 @@ type view struct {
 	suspended error      // why writes wait though all replicas answer
 	near      *following // of a replica on this node, nil if there is none
 	misled    bool       // the record names another replica as ahead than this node would
+	strays    string     // see strayText
 }
 
 type groupView struct {
@@ -173,6 +176,7 @@ func (h *holding) rebuild() {
 			g.ahead = m
 		}
 	}
+	v.strays = strayText(rec)
 	v.misled = !h.sets.inDoubt() && rec.Ahead != leader(rec, h.host.cfg.Node)
 	h.view.Store(v)
 	h.renewLease()
@@ -324,6 +328,13 @@ func (h *holding) tick() {
 	}
 	if v.misled && h.serving && h.leading.CompareAndSwap(false, true) {
 		h.goLocked(h.lead)
+	}
+	if v.strays != "" && h.serving && !h.givingBack.Load() && h.d.straysDue(v.strays) {
+		h.givingBack.Store(true)
+		h.goLocked(func() {
+			defer h.givingBack.Store(false)
+			h.giveBack(h.returning)
+		})
 	}
 	h.mu.Unlock()
 	h.idle()

@@ -77,6 +77,8 @@ type Config struct {
 	// Linger is how long a disk that is used without Attach stays held after its last use, if it was written; if not,
 	// readLinger times as long. Default 2 s.
 	Linger time.Duration
+	// StrayGrace is how long a replica keeps blocks that it does not serve any more. Default 1 h.
+	StrayGrace time.Duration
 	// MaxInflight bounds the bytes of reads and writes that run on one disk; more wait. Default 64 MiB.
 	MaxInflight int64
 }
@@ -148,6 +150,7 @@ func NewHost(cfg Config) *Host {
 	cfg.AttachTimeout = defaultTo(cfg.AttachTimeout, 30*time.Second)
 	cfg.LossLimit = defaultTo(cfg.LossLimit, DefaultLossLimit)
 	cfg.Linger = defaultTo(cfg.Linger, 2*time.Second)
+	cfg.StrayGrace = defaultTo(cfg.StrayGrace, time.Hour)
 	if cfg.MaxInflight <= 0 {
 		cfg.MaxInflight = 64 << 20
 	}

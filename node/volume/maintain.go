@@ -11,10 +11,12 @@ import (
 
 // Maintain holds a disk that nobody holds for as long as something can be done for replicas of it that are out, and lets
 // it go. It also ends what an attach on this node that failed half-way, or an earlier process, has left behind: a record that
-// names this node as the holder. It gives way to anybody who attaches the disk or asks for it: then, and if another node holds it already, the
+// names this node as the holder, and gives back the space of blocks that have moved elsewhere. It gives way to anybody who attaches the disk or asks for it: then, and if another node holds it already, the
 // error matches ukai.ErrHeld or ukai.ErrNotAttached. When it returns nil there is nothing more to do now.
 func (d *Disk) Maintain(ctx context.Context) error {
-	if d.holding.Load() != nil || !d.leftBehind() && (d.pauses().paused || !d.anyReturns(ctx)) {
+	rec, known := d.host.cfg.Mesh.Record(d.id)
+	due := known && d.StraysDue(&rec)
+	if d.holding.Load() != nil || !d.leftBehind() && !due && (d.pauses().paused || !d.anyReturns(ctx)) {
 		return nil // whoever uses it here has it brought up to date; or there is nothing to hold it for
 	}
 	if err := d.open(ctx, claimIfFree); err != nil {
@@ -27,6 +29,10 @@ func (d *Disk) Maintain(ctx context.Context) error {
 	var err error
 	select {
 	case <-h.rested:
+		if due && h.givingBack.CompareAndSwap(false, true) {
+			h.giveBack(h.returning)
+			h.givingBack.Store(false)
+		}
 	case <-h.ctx.Done():
 		return fmt.Errorf("maintain %s: %w", d.Name(), h.err())
 	case <-ctx.Done():

@@ -196,7 +196,7 @@ func TestRangesThatMakeNoSenseAreRefusedWithARemedy(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.awaitBlocks(t1, "vm1", nil, "0-1 o1+t1+t2", "2-7 t1+t2")
-		if _, err := t1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"any:4"}, MinSync: 4, Prefer: true}}); err == nil || !strings.Contains(err.Error(), "blocks 0-1 are to have 3 copies") {
+		if _, err := t1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"any:4"}, MinSync: 4, Prefer: true}}); err == nil || !strings.Contains(err.Error(), "blocks 0-1 are to have 3 in sync at most") {
 			t.Errorf("a min-sync that a range cannot have: %v", err)
 		}
 		// What asks the planner takes the ranges along.
@@ -300,5 +300,47 @@ func TestADiskWithARangeElsewhereIsScrubbedAndForced(t *testing.T) {
 		write(9, 6<<20-4096, 8192)
 		same(t, t2, "vm1", want)
 		m.awaitBlocks(t2, "vm1", func() { write(10, 5<<20, 4096) }, "0-2 (t1)+t2", "3-5 (o2)+o1", "6-7 (t1)+t2")
+	})
+}
+
+func TestTheSpaceOfARangeThatHasMovedIsGivenBackThoughNobodyUsesTheDisk(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", 8<<20, "dc=tokyo:2")
+		ctx := context.Background()
+		t1 := m.Nodes["t1"]
+		want := pattern(1, 8<<20)
+		d := t1.Volume("vm1")
+		if err := d.Attach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for off := 0; off < len(want); off += 1 << 20 {
+			if _, err := d.WriteAt(ctx, want[off:off+1<<20], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		takes := func(n string) int64 {
+			info, err := m.Nodes[n].Disk(ctx, "vm1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info.AllocatedBytes
+		}
+		if _, err := t1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Blocks: "2-5", Rule: admin.Rule{Terms: []string{"dc=osaka:1"}}}); err != nil {
+			t.Fatal(err)
+		}
+		m.awaitBlocks(t1, "vm1", nil, "0-1 t1+t2", "2-5 o1", "6-7 t1+t2")
+		if took := takes("t1"); took < 8<<20 {
+			t.Fatalf("%d bytes on t1 when the range has just moved", took)
+		}
+		time.Sleep(70 * time.Minute)
+		for n, most := range map[string]int64{"t1": 4 << 20, "t2": 4 << 20, "o1": 4 << 20} {
+			if took := takes(n); took > most {
+				t.Errorf("%s: %d bytes, an hour after the range has moved", n, took)
+			}
+		}
+		same(t, t1, "vm1", want)
 	})
 }
