@@ -132,23 +132,26 @@ func (h *sHold) recover() error {
 	if w.broken("lateseal") {
 		t.frozen = false
 	}
-	set := t.set(0)
-	if w.broken("anyauthority") || w.broken("newest") {
-		for i := range set {
-			if w.broken("newest") && h.node(set[i]).changes > h.node(set[0]).changes || w.broken("anyauthority") && w.chance(0.5) {
-				set[0], set[i] = set[i], set[0]
+	lossy := false
+	for i := range rec.Groups {
+		g := rec.Groups[i].ID
+		set := t.set(g)
+		if w.broken("anyauthority") || w.broken("newest") {
+			for i := range set {
+				if w.broken("newest") && h.node(set[i]).changes > h.node(set[0]).changes || w.broken("anyauthority") && w.chance(0.5) {
+					set[0], set[i] = set[i], set[0]
+				}
+			}
+		}
+		lossy = lossy || t.lossy(g)
+		if t.recovers(g) && !w.broken("norecover") {
+			if err := h.recoverGroup(t, g, set); err != nil {
+				return &surprise{err}
 			}
 		}
 	}
-	lossy := t.lossy(0)
-	if t.recovers(0) && !w.broken("norecover") {
-		if err := h.recoverGroup(t, set); err != nil {
-			return &surprise{err}
-		}
-	}
-	if w.broken("earlystable") {
-		for _, e := range t.set(0) {
-			m := h.member(e.member.Replica)
+	for _, m := range h.members {
+		if _, ok := t.sealed[m.Replica]; ok && w.broken("earlystable") {
 			_ = m.sync()
 			_, _ = m.command(func(r *sReplica, session uint32) (any, error) {
 				return nil, r.beat(beat{Epoch: h.epoch, Session: session, Stable: ukai.BlockStamp{Epoch: h.epoch}})
@@ -156,8 +159,11 @@ func (h *sHold) recover() error {
 		}
 	}
 	if !rec.Clean {
-		for _, e := range t.set(0) {
-			if err := h.member(e.member.Replica).sync(); err != nil {
+		for _, m := range h.members {
+			if _, ok := t.sealed[m.Replica]; !ok {
+				continue
+			}
+			if err := m.sync(); err != nil {
 				return &surprise{err}
 			}
 		}
@@ -233,8 +239,8 @@ func (h *sHold) sealAll(t *takeover) error {
 }
 
 // recoverGroup is holding.recoverGroup and equalise.
-func (h *sHold) recoverGroup(t *takeover, set []sealed) error {
-	k := t.watermark(0)
+func (h *sHold) recoverGroup(t *takeover, group uint8, set []sealed) error {
+	k, l := t.watermark(group), newLayout(&t.rec)
 	var list []suspect
 	for _, e := range set {
 		more, err := h.member(e.member.Replica).suspects(k)
@@ -246,6 +252,9 @@ func (h *sHold) recoverGroup(t *takeover, set []sealed) error {
 	from := h.member(set[0].member.Replica)
 	for _, s := range list {
 		off := int64(s.index) * sBlockSize
+		if of, _ := l.groupAt(s.index); of != group {
+			continue
+		}
 		for _, e := range set[1:] {
 			m := h.member(e.member.Replica)
 			if err := m.put(off, off+1, nil, s.stamp); err != nil {
@@ -338,7 +347,7 @@ func (n *sNode) release() error {
 		}
 	}
 	h.stable = h.check.stamp
-	for _, m := range h.view.ack {
+	for _, m := range h.view.all {
 		m.heartbeat()
 	}
 	w.sleep(w.between(0, announceFor/50))

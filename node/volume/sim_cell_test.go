@@ -205,8 +205,17 @@ func (w *sWorld) chosen(rec *crdt.Record) {
 
 func sMembers(rec *crdt.Record) string {
 	text := ""
-	for _, m := range rec.Groups[0].Members {
-		text += fmt.Sprintf(" %d:%v", m.Replica, m.Role)
+	for i := range rec.Groups {
+		g := &rec.Groups[i]
+		if len(rec.Groups) > 1 {
+			text += fmt.Sprintf(" %v:", rec.RangesOf(g.ID))
+		}
+		for _, m := range g.Members {
+			text += fmt.Sprintf(" %d:%v", m.Replica, m.Role)
+			if m.Fresh {
+				text += "(fresh)"
+			}
+		}
 	}
 	return text
 }
@@ -225,9 +234,15 @@ func (w *sWorld) inspect() {
 	if rec.Phase == crdt.PhaseRecovering || rec.Epoch == 0 {
 		return
 	}
+	for i := range rec.Groups {
+		w.inspectGroup(rec, &rec.Groups[i])
+	}
+}
+
+func (w *sWorld) inspectGroup(rec *crdt.Record, g *crdt.Group) {
 	var in, rest []*sReplica
 	var stable ukai.BlockStamp
-	for _, m := range rec.Groups[0].Members {
+	for _, m := range g.Members {
 		r := w.node(m.Node).replica(m.Replica)
 		switch {
 		case r == nil:
@@ -236,31 +251,31 @@ func (w *sWorld) inspect() {
 			if stable.Less(r.stable) {
 				stable = r.stable
 			}
-		case r.epoch > 0:
+		case r.epoch > 0 && !m.Fresh: // of one that is fresh its stamps say nothing
 			rest = append(rest, r)
 		}
 	}
 	for i, a := range in {
 		for _, b := range in[i+1:] {
-			if block := sDiffer(a, b, stable); block >= 0 {
+			if block := sDiffer(a, b, stable, rec, g); block >= 0 {
 				w.fail("I5: replicas %d and %d are in sync and differ in block %d, where no stamp makes it suspect", a.rid, b.rid, block)
 			}
 		}
 		for _, b := range rest {
-			if block := sDiffer(a, b, b.stable); block >= 0 && !a.unclean {
+			if block := sDiffer(a, b, b.stable, rec, g); block >= 0 && !a.unclean {
 				w.fail("I8: replica %d is not in sync and differs from %d in block %d, where no stamp says so", b.rid, a.rid, block)
 			}
 		}
 	}
 }
 
-// sDiffer returns a block in which two replicas differ though neither has a newer stamp than k, or -1.
-func sDiffer(a, b *sReplica, k ukai.BlockStamp) int {
+// sDiffer returns a block of a group in which two replicas differ though neither has a newer stamp than k, or -1.
+func sDiffer(a, b *sReplica, k ukai.BlockStamp, rec *crdt.Record, g *crdt.Group) int {
 	if a.mem == b.mem {
 		return -1
 	}
 	for i := range a.mem {
-		if block := i / sPerBlock; a.mem[i] != b.mem[i] && !k.Less(a.stamp[block]) && !k.Less(b.stamp[block]) {
+		if block := i / sPerBlock; a.mem[i] != b.mem[i] && !k.Less(a.stamp[block]) && !k.Less(b.stamp[block]) && rec.GroupOf(ukai.Index(block)).ID == g.ID {
 			return block
 		}
 	}

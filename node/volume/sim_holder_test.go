@@ -53,11 +53,36 @@ type sHold struct {
 
 type sView struct {
 	layout    layout
-	ack, read []*sMember
+	groups    []sGroup
+	all       []*sMember // of all groups, each once
 	watched   []*sMember
+	suspended bool
+}
+
+type sGroup struct {
+	id        uint8
+	ack, read []*sMember
 	possible  int
 	follow    *sFollowing
-	suspended bool
+}
+
+func (v *sView) group(id uint8) *sGroup {
+	for i := range v.groups {
+		if v.groups[i].id == id {
+			return &v.groups[i]
+		}
+	}
+	return nil
+}
+
+func (v *sView) groupOf(i ukai.Index) *sGroup {
+	id, _ := v.layout.groupAt(i)
+	return v.group(id)
+}
+
+// last is view.last.
+func (v *sView) last(m *sMember) bool {
+	return slices.ContainsFunc(v.groups, func(g sGroup) bool { return g.possible == 1 && g.ack[0] == m })
 }
 
 // sCheck is check with its gate.
@@ -75,8 +100,12 @@ func newSHold(n *sNode, rec crdt.Record) *sHold {
 	}
 	h.newCheck(1)
 	h.sets.resolve(rec)
-	for _, m := range inSync(&rec, 0) {
-		h.members = append(h.members, &sMember{h: h, Member: m, node: h.w.node(m.Node)})
+	for i := range rec.Groups {
+		for _, m := range rec.Groups[i].InSync() {
+			if h.member(m.Replica) == nil {
+				h.members = append(h.members, &sMember{h: h, Member: m, node: h.w.node(m.Node)})
+			}
+		}
 	}
 	return h
 }
@@ -107,20 +136,31 @@ func (h *sHold) lookup(set []crdt.Member) []*sMember {
 
 // rebuild is holding.rebuild.
 func (h *sHold) rebuild() {
-	v := sView{layout: newLayout(&h.sets.known), ack: h.lookup(h.sets.ackSet(0)), read: h.lookup(h.sets.readSet(0))}
-	if h.w.broken("readunion") {
-		v.read = slices.Clone(v.ack)
-	}
-	v.possible = len(v.ack)
-	if f := h.following; f != nil {
-		v.follow = f
-		if f.state.mode >= awaited && !slices.Contains(v.ack, f.m) {
-			v.ack = append(v.ack, f.m)
+	v := sView{layout: newLayout(&h.sets.known)}
+	f := h.following
+	for i := range h.sets.known.Groups {
+		id := h.sets.known.Groups[i].ID
+		g := sGroup{id: id, ack: h.lookup(h.sets.ackSet(id)), read: h.lookup(h.sets.readSet(id))}
+		if h.w.broken("readunion") {
+			g.read = slices.Clone(g.ack)
+		}
+		g.possible = len(g.ack)
+		if f != nil && slices.Contains(f.groups, id) {
+			g.follow = f
+			if f.state.mode >= awaited && !slices.Contains(g.ack, f.m) {
+				g.ack = append(g.ack, f.m)
+			}
+		}
+		v.groups = append(v.groups, g)
+		for _, m := range g.ack {
+			if !slices.Contains(v.all, m) {
+				v.all = append(v.all, m)
+			}
 		}
 	}
-	v.watched = v.ack
-	if f := h.following; f != nil && !slices.Contains(v.ack, f.m) {
-		v.watched = append(slices.Clone(v.ack), f.m)
+	v.watched = v.all
+	if f != nil && !slices.Contains(v.all, f.m) {
+		v.watched = append(slices.Clone(v.all), f.m)
 	}
 	_, _, v.suspended = h.sets.suspendedGroup()
 	h.view = v
@@ -156,7 +196,7 @@ func (h *sHold) leaseHolds() bool {
 		return true
 	}
 	var needs []ukai.ReplicaID
-	for _, m := range h.view.ack {
+	for _, m := range h.view.all {
 		if m.node != h.n {
 			needs = append(needs, m.Replica)
 			continue
@@ -214,6 +254,7 @@ type sMutation struct {
 	follow     *sFollowing
 	verdict    verdict
 	settled    bool
+	group      int // when it began; negative: it has not
 }
 
 type sTarget struct {
@@ -249,7 +290,7 @@ func (h *sHold) writePart(off, end int64, id sVal) error {
 	if from == to {
 		return nil
 	}
-	op := &sMutation{h: h, vals: slices.Repeat([]sVal{id}, to-from), off: off, end: end}
+	op := &sMutation{h: h, vals: slices.Repeat([]sVal{id}, to-from), off: off, end: end, group: -1}
 	op.claim = claim{index: h.view.layout.index(off), off: off, end: end, exclusive: true}
 	if err := h.lock(&op.claim); err != nil {
 		return err
@@ -290,7 +331,7 @@ func (h *sHold) acknowledged(op *sMutation, from, to int) {
 	for i := from; i < to; i++ {
 		var first *sReplica
 		have := 0
-		for _, m := range inSync(rec, 0) {
+		for _, m := range rec.GroupOf(op.claim.index).InSync() {
 			r := h.w.node(m.Node).replica(m.Replica)
 			switch {
 			case r == nil || r.unclean || r.broken: // it has had it
@@ -312,7 +353,7 @@ func (h *sHold) complete(op *sMutation, from, to int, id sVal) {
 	if rec.Epoch != h.epoch || rec.Phase != crdt.PhaseActive {
 		return
 	}
-	for _, m := range inSync(rec, 0) {
+	for _, m := range rec.GroupOf(op.claim.index).InSync() {
 		r := h.w.node(m.Node).replica(m.Replica)
 		if r == nil || r.unclean || r.broken {
 			continue
@@ -380,11 +421,14 @@ func (h *sHold) run(op *sMutation) error {
 // aim is mutation.aim.
 func (h *sHold) aim(op *sMutation) {
 	var apart *sMember
-	if f := h.view.follow; f != nil && !op.flush {
-		op.follow, apart = f, f.m
-		op.verdict = f.admit(op)
+	set := h.set(op)
+	if !op.flush {
+		if f := h.view.groupOf(op.claim.index).follow; f != nil {
+			op.follow, apart = f, f.m
+			op.verdict = f.admit(op)
+		}
 	}
-	for _, m := range h.view.ack {
+	for _, m := range set {
 		if m != apart {
 			op.targets = append(op.targets, sTarget{m: m})
 		}
@@ -392,6 +436,20 @@ func (h *sHold) aim(op *sMutation) {
 	if apart != nil && op.verdict == await {
 		op.targets = append(op.targets, sTarget{m: apart})
 	}
+}
+
+// set is mutation.set.
+func (h *sHold) set(op *sMutation) []*sMember {
+	if op.flush {
+		return h.view.all
+	}
+	if op.group < 0 {
+		op.group = int(h.view.groupOf(op.claim.index).id)
+	}
+	if g := h.view.group(uint8(op.group)); h.w.broken("stalegroup") && g != nil {
+		return g.ack
+	}
+	return h.view.groupOf(op.claim.index).ack
 }
 
 func (h *sHold) sendTo(op *sMutation, t *sTarget) {
@@ -449,14 +507,15 @@ func (h *sHold) resend(op *sMutation) (missing int, err error) {
 	if h.over != nil {
 		return 0, h.over
 	}
+	set := h.set(op)
 	for i := range op.targets {
 		t := &op.targets[i]
-		if t.done || !slices.Contains(h.view.ack, t.m) {
+		if t.done || !slices.Contains(set, t.m) {
 			continue
 		}
 		for !t.done {
 			if t.err != nil && t.l != nil && t.m.link == t.l {
-				if err := h.sole(t); err != nil {
+				if err := h.sole(op, t); err != nil {
 					return 0, err
 				}
 				t.m.lost(t.l, t.err)
@@ -479,8 +538,13 @@ func (h *sHold) resend(op *sMutation) (missing int, err error) {
 }
 
 // sole is view.sole.
-func (h *sHold) sole(t *sTarget) error {
-	if h.view.possible != 1 || h.view.ack[0] != t.m || transient(t.err) || errors.Is(t.err, ukai.ErrFenced) || errors.Is(t.err, ukai.ErrRestarted) {
+func (h *sHold) sole(op *sMutation, t *sTarget) error {
+	for i := range h.view.groups {
+		if g := &h.view.groups[i]; (op.flush || g == h.view.groupOf(op.claim.index)) && slices.Contains(g.ack, t.m) && g.possible > 1 && !h.w.broken("soleanywhere") {
+			return nil
+		}
+	}
+	if !h.view.last(t.m) || transient(t.err) || errors.Is(t.err, ukai.ErrFenced) || errors.Is(t.err, ukai.ErrRestarted) {
 		return nil
 	}
 	return t.err
@@ -518,9 +582,10 @@ func (h *sHold) readPart(off, end int64) ([]sVal, error) {
 		if h.over != nil {
 			return nil, h.over
 		}
-		m := h.choose(tried)
+		index := h.view.layout.index(off)
+		m := h.choose(h.view.groupOf(index), tried)
 		if m == nil {
-			if unreadable > 0 && unreadable == h.view.possible {
+			if unreadable > 0 && unreadable == h.view.groupOf(index).possible {
 				return nil, ukai.ErrMedia
 			}
 			h.w.await(&h.changed, h.w.now+minMendPause)
@@ -536,7 +601,7 @@ func (h *sHold) readPart(off, end int64) ([]sVal, error) {
 			}
 			continue
 		}
-		if !slices.Contains(h.view.read, m) {
+		if !slices.Contains(h.view.groupOf(index).read, m) {
 			continue
 		}
 		for !h.leaseHolds() {
@@ -561,10 +626,10 @@ func (h *sHold) readFailed(m *sMember, l *sLink, err error) (unreadable bool) {
 	return false
 }
 
-// choose picks a readable member: mostly this node's own, else any.
-func (h *sHold) choose(tried []*sMember) *sMember {
+// choose picks a readable member of a group: mostly this node's own, else any.
+func (h *sHold) choose(g *sGroup, tried []*sMember) *sMember {
 	var list []*sMember
-	for _, m := range h.view.read {
+	for _, m := range g.read {
 		if m.link != nil && !slices.Contains(tried, m) {
 			list = append(list, m)
 		}
@@ -695,8 +760,10 @@ func (h *sHold) resolved(rec crdt.Record) {
 	}
 	if rec.Version >= h.sets.known.Version {
 		for _, m := range h.sets.leaseSet() {
-			_, was := memberships(&h.sets.known, m.Replica)
-			if all, in := memberships(&rec, m.Replica); was > 0 && in == 0 && all > 0 {
+			if slices.ContainsFunc(rec.Groups, func(g crdt.Group) bool {
+				now := g.Member(m.Replica)
+				return now != nil && now.Role != crdt.InSync && inSyncIn(&h.sets.known, m.Replica, []uint8{g.ID})
+			}) {
 				h.tries.dropped(m.Replica, h.n.clock(), "")
 			}
 		}
@@ -728,9 +795,9 @@ func (h *sHold) alter(make func(known *crdt.Record) (cell.Change, error)) error 
 }
 
 // retire is holding.retire: shrink by a replica, then retire it.
-func (h *sHold) retire(id ukai.ReplicaID) error {
-	in := []uint8{0}
-	if m := h.sets.known.Groups[0].Member(id); m != nil && m.Role == crdt.InSync {
+func (h *sHold) retire(group uint8, id ukai.ReplicaID) error {
+	in := []uint8{group}
+	if inSyncIn(&h.sets.known, id, in) {
 		err := h.alter(func(known *crdt.Record) (cell.Change, error) {
 			return cell.Shrink{Epoch: h.epoch, Version: known.Version, Replica: id, In: in}, nil
 		})

@@ -217,7 +217,7 @@ func (m *sMember) heartbeat() {
 		case err == nil:
 			m.asked = 0
 			m.confirmed(sent)
-		case transient(err), errors.Is(err, ukai.ErrMedia) && h.view.possible == 1 && h.view.ack[0] == m:
+		case transient(err), errors.Is(err, ukai.ErrMedia) && h.view.last(m):
 		case m.link != nil && m.link.session == b.Session:
 			m.lost(m.link, err)
 		}
@@ -309,28 +309,50 @@ func (h *sHold) drop(m *sMember) bool {
 	if m.link != nil || !h.needs(m.Replica) {
 		return true
 	}
-	g := &rec.Groups[0]
-	if mem := g.Member(m.Replica); mem != nil && mem.Role == crdt.InSync {
+	answers := m.lasting || m.dropFirst
+	var others []uint8
+	last := false
+	for i := range rec.Groups {
+		g := &rec.Groups[i]
+		if mem := g.Member(m.Replica); mem == nil || mem.Role != crdt.InSync {
+			continue
+		}
 		switch left := g.Count(crdt.InSync) - 1; {
 		case left == 0:
-			if m.lasting && errors.Is(m.failure, ukai.ErrRestarted) {
-				return h.adopt(m)
-			}
+			last = true
+		case left < rec.MinSync && (!answers && h.n.clock()-m.since < rejoinFor || w.broken("minsyncrepair")):
 			return false
-		case left < rec.MinSync && (!m.lasting && !m.dropFirst && h.n.clock()-m.since < rejoinFor || w.broken("minsyncrepair")):
-			return false
+		default:
+			others = append(others, g.ID)
 		}
 	}
-	next := withRole(rec, m.Replica, crdt.Out)
-	w.note("n%d drops replica %d", h.n.n, m.Replica)
+	restarted := m.lasting && errors.Is(m.failure, ukai.ErrRestarted)
+	if last && (restarted || !answers || len(others) == 0) {
+		return restarted && h.adopt(m)
+	}
+	change := cell.Shrink{Epoch: h.epoch, Version: rec.Version, Replica: m.Replica}
+	if last {
+		change.In = others
+	}
+	w.note("n%d drops replica %d of groups %v", h.n.n, m.Replica, others)
 	if w.broken("gossipmap") {
-		h.sets.resolve(next) // decided here, told later
+		h.sets.resolve(withRole(rec, m.Replica, crdt.Out)) // decided here, told later
 		h.rebuild()
 		return true
 	}
+	next, err := change.Apply(rec.Clone())
+	if err != nil {
+		return false
+	}
 	h.sets.propose(next)
 	h.rebuild()
-	return h.commit(cell.Shrink{Epoch: h.epoch, Version: rec.Version, Replica: m.Replica}) == nil
+	if h.commit(change) != nil {
+		return false
+	}
+	if last && m.link == nil {
+		m.lasting, m.dropFirst = false, false
+	}
+	return true
 }
 
 // adopt is holding.adopt.
@@ -349,6 +371,7 @@ func (h *sHold) adopt(m *sMember) bool {
 type sFollowing struct {
 	h      *sHold
 	m      *sMember
+	groups []uint8
 	state  follow
 	news   sSignal
 	listed ukai.Incarnation
@@ -434,11 +457,13 @@ func (h *sHold) bringBack(a absentee) {
 	}
 	h.tries.begun(a.Replica, h.n.clock())
 	err = nil
-	if len(a.out) > 0 {
-		err = h.join(a.Member, true)
+	for _, g := range a.out {
+		if err = h.join(g, a.Member, true); err != nil {
+			break
+		}
 	}
 	if err == nil {
-		f := &sFollowing{h: h, m: m}
+		f := &sFollowing{h: h, m: m, groups: a.lacking}
 		f.state.blockSize, f.state.size = sBlockSize, sBlocks*sBlockSize
 		err = f.run()
 	}
@@ -447,7 +472,7 @@ func (h *sHold) bringBack(a absentee) {
 		return
 	}
 	h.tries.failed(a.Replica, h.n.clock(), "", 0)
-	if h.stopped || inSyncIn(&h.sets.known, a.Replica, []uint8{0}) {
+	if h.stopped || inSyncIn(&h.sets.known, a.Replica, a.lacking) {
 		return
 	}
 	_ = h.alter(func(known *crdt.Record) (cell.Change, error) {
@@ -455,12 +480,12 @@ func (h *sHold) bringBack(a absentee) {
 	})
 }
 
-func (h *sHold) join(m crdt.Member, returns bool) error {
+func (h *sHold) join(group uint8, m crdt.Member, returns bool) error {
 	return h.alter(func(known *crdt.Record) (cell.Change, error) {
-		if returns && known.Groups[0].Member(m.Replica) == nil {
+		if g := known.Group(group); returns && (g == nil || g.Member(m.Replica) == nil) {
 			return nil, ukai.ErrRejected
 		}
-		return cell.Join{Epoch: h.epoch, Version: known.Version, Replica: m.Replica, Node: m.Node}, nil
+		return cell.Join{Epoch: h.epoch, Version: known.Version, Group: group, Replica: m.Replica, Node: m.Node}, nil
 	})
 }
 
@@ -505,25 +530,50 @@ func (f *sFollowing) attempt() error {
 			return err
 		}
 	}
-	if m.link != nil {
-		m.cutLink()
-	}
-	rep, err := w.wait(m.send(true, func(r *sReplica) (any, error) { return r.seal(h.epoch) }), w.now+sealWait)
+	stable, err := f.connect()
 	if err != nil {
-		return f.fenced(err)
-	}
-	reply := rep.(sealReply)
-	m.incarnation, m.session = reply.Incarnation, max(m.session, reply.Session)
-	if err := m.greet(w.now + sealWait); err != nil {
-		return f.fenced(err)
+		return err
 	}
 	l := m.link
-	err = f.follow(l, reply.Stable)
+	if l == nil {
+		return ukai.ErrUnreachable
+	}
+	err = f.follow(l, stable)
 	if err != nil {
 		f.suspend()
 		h.rebuild()
 	}
 	return err
+}
+
+// connect is following.connect and awaitLink.
+func (f *sFollowing) connect() (stable ukai.BlockStamp, err error) {
+	h, m, w := f.h, f.m, f.h.w
+	if h.needs(m.Replica) {
+		if m.link != nil {
+			m.lost(m.link, ukai.ErrUnreachable)
+		}
+		for m.link == nil {
+			if h.over != nil || !h.needs(m.Replica) {
+				return stable, ukai.ErrUnreachable
+			}
+			w.await(&h.changed, sForever)
+		}
+		return stable, nil
+	}
+	if m.link != nil {
+		m.cutLink()
+	}
+	rep, err := w.wait(m.send(true, func(r *sReplica) (any, error) { return r.seal(h.epoch) }), w.now+sealWait)
+	if err != nil {
+		return stable, f.fenced(err)
+	}
+	reply := rep.(sealReply)
+	m.incarnation, m.session = reply.Incarnation, max(m.session, reply.Session)
+	if err := m.greet(w.now + sealWait); err != nil {
+		return stable, f.fenced(err)
+	}
+	return reply.Stable, nil
 }
 
 func (f *sFollowing) fenced(err error) error {
@@ -565,34 +615,49 @@ func (f *sFollowing) setMode(l *sLink, mode followMode) error {
 
 // list is following.list (J3).
 func (f *sFollowing) list(stable ukai.BlockStamp) error {
-	own, err := f.m.suspects(stable)
-	if err != nil {
-		return err
-	}
-	if f.h.w.broken("dirtyauthonly") {
-		own = nil
-	}
-	for {
-		src := f.h.choose(nil)
-		if src == nil {
-			return ukai.ErrUnavailable
+	h, rec := f.h, f.h.sets.known
+	for _, id := range f.groups {
+		than := stable
+		if g := rec.Group(id); g == nil || g.Member(f.m.Replica) == nil || g.Member(f.m.Replica).Fresh {
+			than = ukai.BlockStamp{}
 		}
-		l := src.link
-		theirs, err := src.suspects(stable)
+		own, err := f.m.suspects(than)
 		if err != nil {
-			f.h.readFailed(src, l, err)
 			return err
 		}
-		if slices.Contains(f.h.view.read, src) {
-			if f.h.w.broken("dirtyownonly") {
+		if h.w.broken("dirtyauthonly") {
+			own = nil
+		}
+		for listed := false; !listed; {
+			g := h.view.group(id)
+			if g == nil {
+				return ukai.ErrUnavailable
+			}
+			src := h.choose(g, nil)
+			if src == nil {
+				return ukai.ErrUnavailable
+			}
+			l := src.link
+			theirs, err := src.suspects(than)
+			if err != nil {
+				h.readFailed(src, l, err)
+				return err
+			}
+			if g := h.view.group(id); g == nil || !slices.Contains(g.read, src) {
+				continue
+			}
+			if h.w.broken("dirtyownonly") {
 				theirs = nil
 			}
 			for _, s := range append(own, theirs...) {
-				f.state.dirty.add(s.index)
+				if of, _ := h.view.layout.groupAt(s.index); of == id {
+					f.state.dirty.add(s.index)
+				}
 			}
-			return nil
+			listed = true
 		}
 	}
+	return nil
 }
 
 func (f *sFollowing) sweep(l *sLink) error {
@@ -620,7 +685,7 @@ func (f *sFollowing) block(l *sLink, i ukai.Index) error {
 	}
 	h.unlock(c)
 	var want []uint64
-	if err := f.fromSource(func(src *sMember) (err error) { want, err = src.hashes(off, end); return err }); err != nil {
+	if err := f.fromSource(i, func(src *sMember) (err error) { want, err = src.hashes(off, end); return err }); err != nil {
 		return err
 	}
 	have, err := f.m.hashes(off, end)
@@ -674,7 +739,7 @@ func (f *sFollowing) copy(l *sLink, i ukai.Index, from, to int, end int64) error
 		}()
 	}
 	var vals []sVal
-	if err := f.fromSource(func(src *sMember) (err error) { vals, err = src.get(off, end); return err }); err != nil {
+	if err := f.fromSource(i, func(src *sMember) (err error) { vals, err = src.get(off, end); return err }); err != nil {
 		return err
 	}
 	if f.m.link != l {
@@ -689,17 +754,17 @@ func (f *sFollowing) copy(l *sLink, i ukai.Index, from, to int, end int64) error
 }
 
 // fromSource is following.fromSource.
-func (f *sFollowing) fromSource(get func(src *sMember) error) error {
+func (f *sFollowing) fromSource(i ukai.Index, get func(src *sMember) error) error {
 	var tried []*sMember
 	for {
-		src := f.h.choose(tried)
+		src := f.h.choose(f.h.view.groupOf(i), tried)
 		if src == nil {
 			return ukai.ErrUnavailable
 		}
 		l := src.link
 		err := get(src)
 		switch {
-		case err == nil && slices.Contains(f.h.view.read, src):
+		case err == nil && slices.Contains(f.h.view.groupOf(i).read, src):
 			return nil
 		case err == nil:
 			continue
@@ -761,7 +826,7 @@ func (f *sFollowing) grow(l *sLink) error {
 	}
 	w.unlock(&h.reconfiguring)
 	for {
-		doubt, in := h.sets.inDoubt(), inSyncIn(&h.sets.known, f.m.Replica, []uint8{0})
+		doubt, in := h.sets.inDoubt(), inSyncIn(&h.sets.known, f.m.Replica, f.groups)
 		if !doubt {
 			if !in {
 				f.state.mode = passedBy
@@ -791,7 +856,7 @@ func (f *sFollowing) propose(l *sLink) error {
 		return err
 	}
 	known := h.sets.known
-	change := cell.Grow{Epoch: h.epoch, Version: known.Version, Replica: f.m.Replica, In: []uint8{0}}
+	change := cell.Grow{Epoch: h.epoch, Version: known.Version, Replica: f.m.Replica, In: f.groups}
 	next, err := change.Apply(known.Clone())
 	if err != nil {
 		return err

@@ -38,6 +38,7 @@ type sWorld struct {
 	time        int64 // of the histories: every call and return has its own
 	ids         sVal
 	failed      int // replicas whose disk failed for ever
+	regrouped   int // splits and merges
 }
 
 // sConfig is what a seed decides.
@@ -85,7 +86,7 @@ func (w *sWorld) any() *sNode { return w.nodes[w.rnd.IntN(len(w.nodes))] }
 
 // mayFail says whether the disk of a replica may fail for ever: one does per run, and not the last one in sync.
 func (w *sWorld) mayFail(r *sReplica) bool {
-	if w.failed > 0 || w.latest.Groups[0].Count(crdt.InSync) < 2 {
+	if w.failed > 0 || slices.ContainsFunc(w.latest.Groups, func(g crdt.Group) bool { return g.Count(crdt.InSync) < 2 }) {
 		return false
 	}
 	w.failed++
@@ -161,6 +162,7 @@ var sAdmin = []sFault{
 	{"coup", 10 * time.Second, func(w *sWorld) { w.coup() }},
 	{"relocate", 8 * time.Second, func(w *sWorld) { w.relocate() }},
 	{"rearb", 8 * time.Second, func(w *sWorld) { w.rearb() }},
+	{"ranges", 3 * time.Second, func(w *sWorld) { w.ranges() }},
 }
 
 func newSWorld(seed uint64, mutation string, traced bool) *sWorld {
@@ -320,43 +322,88 @@ func (w *sWorld) serving() *sNode {
 	return nil
 }
 
-// relocate has the holder bring one replica to a machine that has none.
+// relocate has the holder bring one replica of some blocks to a machine that has none of them.
 func (w *sWorld) relocate() {
 	n := w.serving()
 	if n == nil {
 		return
 	}
+	g := &w.latest.Groups[w.rnd.IntN(len(w.latest.Groups))]
 	var free []*sNode
 	for _, c := range w.nodes {
-		if c.up && !slices.ContainsFunc(c.replicas, func(r *sReplica) bool { return !r.gone }) {
+		on := w.latest.ReplicasOn(c.id)
+		serves := len(on) > 0 && g.Member(on[0]) != nil
+		if c.up && !serves && (len(on) > 0 || !slices.ContainsFunc(c.replicas, func(r *sReplica) bool { return !r.gone })) {
 			free = append(free, c)
 		}
 	}
-	members := w.latest.Groups[0].Members
+	group, members := g.ID, slices.Clone(g.Members)
 	if len(free) == 0 || len(members) > w.cfg.replicas {
 		return
 	}
 	to, old, h := free[w.rnd.IntN(len(free))], members[w.rnd.IntN(len(members))].Replica, n.hold
-	w.rids++
-	rid := w.rids
-	w.note("n%d relocates replica %d to n%d as replica %d", n.n, old, to.n, rid)
+	keep := len(members) < w.cfg.replicas // it lost one for good
+	var rid ukai.ReplicaID
+	if on := w.latest.ReplicasOn(to.id); len(on) > 0 {
+		rid = on[0]
+	} else {
+		w.rids++
+		rid = w.rids
+	}
+	w.note("n%d relocates replica %d of group %d to n%d as replica %d", n.n, old, group, to.n, rid)
 	w.spawn(h.scope, func() {
-		if _, err := w.wait(w.call(n, to, false, func() (any, error) { to.create(rid); return nil, nil }), w.now+sealWait); err != nil {
+		if to.replica(rid) == nil {
+			if _, err := w.wait(w.call(n, to, false, func() (any, error) { to.create(rid); return nil, nil }), w.now+sealWait); err != nil {
+				return
+			}
+		}
+		if h.join(group, crdt.Member{Replica: rid, Node: to.id}, false) != nil {
 			return
 		}
-		if h.join(crdt.Member{Replica: rid, Node: to.id}, false) != nil {
-			return
-		}
-		for until := w.now + 30*time.Second; !inSyncIn(&h.sets.known, rid, []uint8{0}); {
+		for until := w.now + 30*time.Second; !inSyncIn(&h.sets.known, rid, []uint8{group}); {
 			if w.now >= until {
-				_ = h.retire(rid)
+				_ = h.retire(group, rid)
 				return
 			}
 			w.await(&h.changed, until)
 		}
-		for h.retire(old) != nil && h.over == nil && h.sets.known.Groups[0].Member(old) != nil {
+		named := func() bool { g := h.sets.known.Group(group); return g != nil && g.Member(old) != nil }
+		for !keep && named() && h.retire(group, old) != nil && h.over == nil {
 			w.sleep(time.Second)
 		}
+	})
+}
+
+// ranges has the holder give blocks replicas of their own, have fewer replicas of some, or treat blocks with the same replicas as one again.
+func (w *sWorld) ranges() {
+	n := w.serving()
+	if n == nil {
+		return
+	}
+	h, rec := n.hold, &w.latest
+	a := rec.Groups[w.rnd.IntN(len(rec.Groups))].ID
+	b := rec.Groups[w.rnd.IntN(len(rec.Groups))].ID
+	kind, block := w.rnd.IntN(4), ukai.Index(w.rnd.IntN(sBlocks))
+	member := w.rnd.IntN(8)
+	change := func(known *crdt.Record) (cell.Change, error) {
+		if kind < 2 && a != b {
+			return cell.Merge{Epoch: h.epoch, Version: known.Version, Group: a, Into: b}, nil
+		}
+		into, err := known.FreeGroup()
+		return cell.Split{Epoch: h.epoch, Version: known.Version, Group: known.GroupOf(block).ID, Blocks: []ukai.Range{{First: block, Count: 1}}, Into: into}, err
+	}
+	if g := rec.Group(a); kind == 3 && g.Count(crdt.InSync) > max(1, rec.MinSync) {
+		m := g.Members[member%len(g.Members)].Replica
+		w.note("n%d has replica %d leave group %d", n.n, m, a)
+		w.spawn(h.scope, func() { _ = h.retire(a, m) })
+		return
+	}
+	w.spawn(h.scope, func() {
+		err := h.alter(change)
+		if err == nil {
+			w.regrouped++
+		}
+		w.note("n%d splits or merges groups: %v", n.n, err)
 	})
 }
 
@@ -400,25 +447,27 @@ func (w *sWorld) heal() {
 // converged says whether one host serves the disk and every replica whose disk works is in sync.
 func (w *sWorld) converged() bool {
 	n := w.serving()
-	if n == nil || n.hold.sets.inDoubt() || slices.ContainsFunc(n.hold.view.ack, func(m *sMember) bool { return m.link == nil }) {
+	if n == nil || n.hold.sets.inDoubt() || slices.ContainsFunc(n.hold.view.all, func(m *sMember) bool { return m.link == nil }) {
 		return false
 	}
-	for _, m := range w.latest.Groups[0].Members {
-		if r := w.node(m.Node).replica(m.Replica); r != nil && !r.broken && m.Role != crdt.InSync {
-			return false
+	for i := range w.latest.Groups {
+		for _, m := range w.latest.Groups[i].Members {
+			if r := w.node(m.Node).replica(m.Replica); r != nil && !r.broken && m.Role != crdt.InSync {
+				return false
+			}
 		}
 	}
 	return true
 }
 
-// hopelessly says that what is left in sync has failed for ever: no protocol can bring that back.
+// hopelessly says that what is left in sync of some blocks has failed for ever: no protocol can bring that back.
 func (w *sWorld) hopelessly() bool {
-	for _, m := range inSync(&w.latest, 0) {
-		if r := w.node(m.Node).replica(m.Replica); r != nil && !r.broken {
-			return false
-		}
-	}
-	return true
+	return slices.ContainsFunc(w.latest.Groups, func(g crdt.Group) bool {
+		return !slices.ContainsFunc(g.InSync(), func(m crdt.Member) bool {
+			r := w.node(m.Node).replica(m.Replica)
+			return r != nil && !r.broken
+		})
+	})
 }
 
 const convergeWithin = 15 * time.Minute
@@ -490,15 +539,18 @@ func (w *sWorld) settle() {
 	if h.over != nil {
 		return // let go meanwhile
 	}
-	var first *sReplica
-	for _, m := range inSync(&w.latest, 0) {
-		r := w.node(m.Node).replica(m.Replica)
-		switch {
-		case r == nil || r.broken || r.unclean: // I4: an unclean one may lack what was not flushed
-		case first == nil:
-			first = r
-		case first.mem != r.mem:
-			w.fail("I5: replicas %d and %d are in sync and differ at rest: %v and %v", first.rid, r.rid, first.mem, r.mem)
+	for b := range sBlocks {
+		var first *sReplica
+		at := func(r *sReplica) []sVal { return r.mem[b*sPerBlock : (b+1)*sPerBlock] }
+		for _, m := range w.latest.GroupOf(ukai.Index(b)).InSync() {
+			r := w.node(m.Node).replica(m.Replica)
+			switch {
+			case r == nil || r.broken || r.unclean: // I4: an unclean one may lack what was not flushed
+			case first == nil:
+				first = r
+			case !slices.Equal(at(first), at(r)):
+				w.fail("I5: replicas %d and %d are in sync and differ at rest in block %d: %v and %v", first.rid, r.rid, b, at(first), at(r))
+			}
 		}
 	}
 }
