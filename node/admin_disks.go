@@ -106,7 +106,7 @@ const codeArbiters = "arbiters"
 // describe tells what the record of the disk called name says, and what this node knows beside it.
 func (n *Node) describe(p people, name string, rec crdt.Record, want wish) admin.Disk {
 	out := admin.Disk{
-		ID: rec.Disk, Name: name, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: want.text, RuleMet: true, MinSync: rec.MinSync,
+		ID: rec.Disk, Name: name, SizeBytes: rec.Size, BlockSizeBytes: rec.BlockSize, Rule: want.text, Ranges: want.ranges.String(), RuleMet: true, MinSync: rec.MinSync,
 		OnLoss: rec.OnLoss.String(), Ack: rec.Ack.String(), Quorum: quorumText(p, &rec), Epoch: rec.Epoch.String(), Version: rec.Version,
 		State: admin.DiskIdle, AllocatedBytes: -1, KeepStale: want.keep, Kept: showKept(p, want.kept),
 	}

@@ -386,10 +386,13 @@ func (n *Node) keepWish(d *crdt.Disk, want wish, plan place.Plan) error {
 			}
 		}
 		ranges, had := d.Policy[policyRanges]
+		if now, ok := c.Disk(d.ID); ok && now.Policy[policyRanges] != ranges {
+			return set, fmt.Errorf("%w: somebody has changed its ranges just now: look at them with ukai-node place show %s, and try again", ukai.ErrRejected, d.Name.Value)
+		}
 		rule := want.text != d.Rule.Value
 		other := want.ranges.String() != ranges.Value
-		if set, err = c.SetRule(d.ID, want.text, stamp()); err != nil {
-			return set, err
+		if !other { // else the rule is not what is asked for: another that was set on the other side of a cut holds
+			set, err = c.SetRule(d.ID, want.text, stamp())
 		}
 		if d.Policy[policyFewer].Value != "" || want.fewer {
 			allowed := ""

@@ -48,16 +48,22 @@ func diskColour(s admin.DiskState) string {
 
 // replicaSummary counts the replicas that are in sync, and names the others.
 func replicaSummary(d admin.Disk) string {
-	inSync := 0
+	lacks := map[ukai.ReplicaID]bool{} // one of several ranges is told of once for each
 	var others []string
 	for _, r := range d.Replicas {
+		lacks[r.ID] = lacks[r.ID] || r.Role != admin.InSync
 		if r.Role == admin.InSync {
-			inSync++
 			continue
 		}
 		others = append(others, r.Node.String()+" "+string(r.Role))
 	}
-	s := fmt.Sprintf("%d/%d in sync", inSync, len(d.Replicas))
+	inSync := 0
+	for _, l := range lacks {
+		if !l {
+			inSync++
+		}
+	}
+	s := fmt.Sprintf("%d/%d in sync", inSync, len(lacks))
 	if len(others) > 0 {
 		s += ", " + strings.Join(others, ", ")
 	}
@@ -103,6 +109,9 @@ func (a *app) printDisk(d admin.Disk) {
 	}
 	if text := a.keptText(d.KeepStale, d.Kept); text != "" {
 		rows = append(rows, [2]string{"old", text})
+	}
+	if d.Ranges != "" {
+		rows = slices.Insert(rows, 5, [2]string{"ranges", d.Ranges}) // after the rule
 	}
 	if d.Path != "" {
 		rows = append(rows, [2]string{"file", d.Path})

@@ -51,6 +51,9 @@ func (a *app) printDisks(disks []admin.Disk, removed bool) {
 	default:
 		for _, d := range disks {
 			rule := dash(d.Rule)
+			if d.Ranges != "" {
+				rule += "; " + d.Ranges
+			}
 			if !d.RuleMet && d.Rule != "" {
 				rule += a.colour(yellow, " (not met)")
 			}

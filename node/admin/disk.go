@@ -48,7 +48,8 @@ type Disk struct {
 	BlockSizeBytes int         `json:"blockSizeBytes"`
 	AllocatedBytes int64       `json:"allocatedBytes" doc:"of the fullest replica on this node; -1: it has none"`
 	Rule           string      `json:"rule"`
-	RuleMet        bool        `json:"ruleMet"`
+	Ranges         string      `json:"ranges,omitempty" doc:"blocks with a rule of their own" example:"0-255 dc=osaka:1"`
+	RuleMet        bool        `json:"ruleMet" doc:"also the rules of ranges"`
 	MinSync        int         `json:"minSync"`
 	OnLoss         string      `json:"onLoss"`
 	Ack            string      `json:"ack"`

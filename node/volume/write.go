@@ -17,7 +17,7 @@ import (
 type mutation struct {
 	h     *holding
 	kind  wire.Kind
-	group int    // whose replicas; allGroups for those of all
+	group int    // of its block when it began, which may get another; allGroups: all replicas must do it
 	p     []byte // what is written
 	off   int64
 	n     int64

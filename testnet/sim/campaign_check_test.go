@@ -202,50 +202,58 @@ func catalog(s *store.Mem) (crdt.Digest, error) {
 // from a store (I9).
 func (c *campaign) compareReplicas() {
 	type copyOf struct {
-		s *machine
-		r ukai.ReplicaID
+		s        *machine
+		r        ukai.ReplicaID
+		run      int
+		off, end int64 // of the blocks that it has
 	}
 	copies, ids := map[*disk][]copyOf{}, map[*disk]ukai.DiskID{}
+	groups := 0
 	for _, d := range c.disks {
-		info, err := c.machines[0].Disk(context.Background(), d.name)
+		info, err := c.machines[0].DiskMap(context.Background(), d.name)
 		if err != nil {
 			c.fail("%s: %v", d.name, err)
 			continue
 		}
-		ids[d] = info.ID
-		for _, r := range info.Replicas {
-			if _, gone := c.removed.Load(r.ID); gone {
-				c.fail("I9: replica %v of %s on %s was removed and is in the record", r.ID, d.name, r.Node)
-			}
-			i := slices.IndexFunc(c.machines, func(s *machine) bool { return s.Name == r.Node.Name })
-			if r.Role == admin.InSync && i >= 0 {
-				copies[d] = append(copies[d], copyOf{c.machines[i], r.ID})
+		ids[d] = info.Disk.ID
+		for i, run := range info.Runs {
+			groups = max(groups, run.Group+1)
+			for _, r := range run.Locations {
+				if _, gone := c.removed.Load(r.ID); gone {
+					c.fail("I9: replica %v of %s on %s was removed and is in the record", r.ID, d.name, r.Node)
+				}
+				at := slices.IndexFunc(c.machines, func(s *machine) bool { return s.Name == r.Node.Name })
+				if r.Role == admin.InSync && at >= 0 {
+					off := int64(run.First) * int64(info.BlockSizeBytes)
+					copies[d] = append(copies[d], copyOf{c.machines[at], r.ID, i, off, min(off+int64(run.Count)*int64(info.BlockSizeBytes), d.size.Load())})
+				}
 			}
 		}
 	}
+	c.t.Logf("%d ranges got a rule; a disk has up to %d groups of replicas", c.ranges.Load(), groups)
 	for _, s := range c.machines {
 		s.live.Store(nil)
 		s.Crash()
 	}
 	for _, d := range c.disks {
-		var first []byte
-		for i, x := range copies[d] {
+		first := map[int][]byte{}
+		for _, x := range copies[d] {
 			r, err := x.s.Store.OpenReplica(ids[d], x.r)
 			if err != nil {
 				c.fail("%s on %s: %v", d.name, x.s.Name, err)
 				continue
 			}
-			data := make([]byte, d.size.Load())
-			if err := r.ReadAt(data, 0); err != nil {
+			data := make([]byte, x.end-x.off)
+			if err := r.ReadAt(data, x.off); err != nil {
 				c.fail("%s on %s: %v", d.name, x.s.Name, err)
 			}
 			if err := r.Close(); err != nil {
 				c.t.Error(err)
 			}
-			if i == 0 {
-				first = data
-			} else if j := differ(first, data); j >= 0 {
-				c.fail("I5: the in-sync replicas of %s on %s and %s differ first in sector %d", d.name, copies[d][0].s.Name, x.s.Name, j)
+			if first[x.run] == nil {
+				first[x.run] = data
+			} else if j := differ(first[x.run], data); j >= 0 {
+				c.fail("I5: the in-sync replica of %s on %s differs from another first in sector %d", d.name, x.s.Name, x.off/history.SectorBytes+int64(j))
 			}
 		}
 	}

@@ -25,7 +25,7 @@ var kinds = []struct {
 	{"crash", 8}, {"power cut", 6}, {"blackout", 2}, {"restart", 2}, {"freeze", 5}, {"suspend", 2}, {"clock jump", 2},
 	{"cut", 4}, {"one-way cut", 5}, {"isolate", 5}, {"deaf", 3}, {"mute", 3}, {"flap", 4}, {"slow", 5},
 	{"full", 4}, {"read errors", 3}, {"write error", 1}, {"sync error", 1}, {"slow disk", 4}, {"hung disk", 2},
-	{"new rule", 6}, {"resize", 3}, {"drain", 3}, {"pause", 2}, {"cancel", 2}, {"limit", 2},
+	{"new rule", 4}, {"new range", 5}, {"resize", 3}, {"drain", 3}, {"pause", 2}, {"cancel", 2}, {"limit", 2},
 }
 
 // mediumFor is how long a medium fails.
@@ -299,6 +299,23 @@ func (c *campaign) begin() {
 		f.text = fmt.Sprintf("%s is to be on %s", d.name, rule)
 		c.ask(s, d.name+" by another rule", func(ctx context.Context, n admin.Backend) error {
 			_, err := n.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: split(rule)}})
+			return err
+		})
+	case "new range":
+		blocks := int(d.size.Load() / int64(ukai.MinBlockSize))
+		first := int(ahead) % blocks
+		last := min(blocks-1, first+int(ahead/7)%(blocks/2))
+		change := admin.PlaceDisk{Blocks: fmt.Sprintf("%d-%d", first, last), Rule: admin.Rule{Terms: split(rule)}}
+		f.text = fmt.Sprintf("blocks %s of %s are to be on %s", change.Blocks, d.name, rule)
+		if ahead%4 == 0 {
+			change.Rule, change.Remove = admin.Rule{}, true
+			f.text = fmt.Sprintf("blocks %s of %s are to be where the rest is", change.Blocks, d.name)
+		}
+		c.ask(s, d.name+" have a range", func(ctx context.Context, n admin.Backend) error {
+			_, err := n.PlaceDisk(ctx, d.name, change)
+			if err == nil && !change.Remove {
+				c.ranges.Add(1)
+			}
 			return err
 		})
 	case "drain":

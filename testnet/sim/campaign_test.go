@@ -75,7 +75,8 @@ type campaign struct {
 
 	active  []*fault
 	cuts    []powerCut
-	removed sync.Map // ukai.ReplicaID -> time.Time
+	removed sync.Map     // ukai.ReplicaID -> time.Time
+	ranges  atomic.Int32 // of blocks that got a rule
 	records map[string]string
 	stacks  []byte // of all goroutines, when programs did not end
 	broken  string // the machine on which a replica's medium failed; such a replica stays out until it is removed

@@ -29,6 +29,7 @@ type Fake struct {
 	nodes   []admin.Node
 	disks   []admin.Disk
 	rules   map[ukai.DiskID]admin.Rule
+	ranges  map[ukai.DiskID][]admin.Range
 	links   []admin.Link // sorted by name
 	paused  map[ukai.DiskID]bool
 	made    int // disks ever created
@@ -43,7 +44,7 @@ var _ admin.Backend = (*Fake)(nil)
 // New returns the mesh as the node called self sees it. dial reaches other nodes; nil: none is reachable.
 func New(self string, dial func(ctx context.Context, node string) (net.Conn, error)) *Fake {
 	f := &Fake{
-		self: self, defaults: admin.Defaults{Rule: "dc=tokyo:2", RepairAfterSeconds: 600}, dial: dial, rules: map[ukai.DiskID]admin.Rule{},
+		self: self, defaults: admin.Defaults{Rule: "dc=tokyo:2", RepairAfterSeconds: 600}, dial: dial, rules: map[ukai.DiskID]admin.Rule{}, ranges: map[ukai.DiskID][]admin.Range{},
 		rot: map[ukai.DiskID]int64{}, paused: map[ukai.DiskID]bool{}, readers: map[chan admin.Event]bool{},
 	}
 	for i, n := range []struct{ name, dc string }{{"o1", "osaka"}, {"t1", "tokyo"}, {"t2", "tokyo"}, {"w1", "fukuoka"}} {

@@ -21,6 +21,9 @@ func (f *Fake) PlaceDisk(_ context.Context, disk string, p admin.PlaceDisk) (adm
 	if err != nil {
 		return admin.Placement{}, err
 	}
+	if p.Blocks != "" {
+		return f.placeBlocks(d, p)
+	}
 	_, reasons, err := f.choose(p.Rule)
 	if err != nil {
 		return admin.Placement{}, err
@@ -43,6 +46,27 @@ func (f *Fake) PlaceDisk(_ context.Context, disk string, p admin.PlaceDisk) (adm
 	if !p.DryRun {
 		f.rules[d.ID] = p.Rule
 		d.Rule, d.RuleMet = pl.Rule, pl.Met
+	}
+	return pl, nil
+}
+
+// placeBlocks records the rule of a range, in place of one that was given for the same blocks.
+func (f *Fake) placeBlocks(d *admin.Disk, p admin.PlaceDisk) (admin.Placement, error) {
+	list := slices.DeleteFunc(slices.Clone(f.ranges[d.ID]), func(r admin.Range) bool { return r.Blocks == p.Blocks })
+	switch {
+	case !p.Remove:
+		if _, _, err := f.choose(p.Rule); err != nil {
+			return admin.Placement{}, err
+		}
+		list = append(list, admin.Range{Blocks: p.Blocks, Bytes: 1 << 30, Rule: text(p.Rule), Wanted: []admin.Want{{Term: p.Rule.Terms[0], Count: 1}}, Now: "t1 in sync"})
+	case len(list) == len(f.ranges[d.ID]):
+		return admin.Placement{}, fmt.Errorf("blocks %s: %w: they have no rule of their own", p.Blocks, ukai.ErrNotFound)
+	}
+	before := f.ranges[d.ID]
+	f.ranges[d.ID] = list
+	pl := f.placement(d, f.rules[d.ID])
+	if pl.DryRun = p.DryRun; p.DryRun {
+		f.ranges[d.ID] = before
 	}
 	return pl, nil
 }
@@ -115,7 +139,7 @@ func (f *Fake) choose(r admin.Rule) (chosen []*admin.Node, reasons []admin.Reaso
 }
 
 func (f *Fake) placement(d *admin.Disk, r admin.Rule) admin.Placement {
-	p := admin.Placement{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Rule: text(r), Met: true, Replicas: d.Replicas, Arbiters: d.Arbiters, KeepStale: d.KeepStale, Kept: d.Kept}
+	p := admin.Placement{Disk: admin.DiskRef{ID: d.ID, Name: d.Name}, Rule: text(r), Met: len(f.ranges[d.ID]) == 0, Replicas: d.Replicas, Arbiters: d.Arbiters, Ranges: f.ranges[d.ID], KeepStale: d.KeepStale, Kept: d.Kept}
 	if r.FollowSeconds > 0 {
 		follow := time.Duration(r.FollowSeconds) * time.Second
 		p.Rule += " --follow " + follow.String()
