@@ -86,7 +86,7 @@ const (
 // Forecast tells what a VM on a host would feel of a disk: now, and after each step of a plan.
 //
 // A read is answered by the host's own replica, else by the nearest in sync. A write waits for the last of the replicas in sync, or with ack=local
-// for the host's own, if it has one; a flush waits for the last of all in any case. Each answer takes a round trip and the replica's store.
+// for the host's own, if it has one; a flush waits for the last of all in any case, with those writes that travel beside it. Each answer takes a round trip and the replica's store.
 func (p Plan) Forecast(rec crdt.Record, v Viewpoint) Forecast {
 	f := forecasting{Viewpoint: v, alive: map[ukai.NodeID]Node{}, inputs: map[ukai.NodeID]ForecastInput{}}
 	f.out.Within = 25
@@ -168,7 +168,7 @@ func (f *forecasting) input(id ukai.NodeID) ForecastInput {
 // felt is what the guest feels of a disk with this record.
 func (f *forecasting) felt(rec *crdt.Record) Felt {
 	var reads, writes blend
-	var flush, settle Spread
+	var flush Spread
 	for i := range rec.Groups {
 		g := &rec.Groups[i]
 		var in []ForecastInput
@@ -194,12 +194,7 @@ func (f *forecasting) felt(rec *crdt.Record) Felt {
 			return f.last(in, func(r ForecastInput, salt int) Spread { return f.answer(r, size, r.Write, r.LargeWrite, salt) })
 		})
 		flush = flush.later(f.last(in, func(r ForecastInput, salt int) Spread { return f.answer(r, 0, r.Flush, r.Flush, salt) }), i+2)
-		if rec.Ack == crdt.AckLocal && in[nearest].Node == f.Host {
-			settle = settle.later(f.last(in, func(r ForecastInput, salt int) Spread { return f.answer(r, 0, r.Write, r.LargeWrite, salt) }), i+3)
-		}
 	}
-	// With ack=local a flush waits first for the writes before it that are not on all replicas.
-	flush = flush.plus(settle, 5)
 	return Felt{latency(reads.spread()), latency(writes.spread()), latency(flush)}
 }
 
