@@ -152,8 +152,8 @@ func (n *Node) bytesLeft(rec crdt.Record, plan place.Plan) (left int64, lacking 
 		}
 	}
 	full := rec.Size
-	for _, bytes := range n.replicas.Allocated(n.ctx, rec.Disk) {
-		full = min(max(bytes, 1), rec.Size)
+	if bytes := n.allocated(&rec); bytes > 0 {
+		full = min(bytes, full)
 	}
 	held, _ := n.host.Held(rec.Disk)
 	for i := range rec.Groups {

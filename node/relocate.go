@@ -42,6 +42,7 @@ type relocations struct {
 	settled map[ukai.DiskID]settledFor
 	made    map[diskNode]made
 	orders  map[ukai.DiskID]crdt.Stamp // the last that was obeyed
+	told    map[ukai.DiskID]allocation
 }
 
 // diskNode is the place of a replica.
@@ -62,7 +63,7 @@ const remakeAfter = 10 * time.Minute
 func newRelocations() relocations {
 	return relocations{
 		running: map[ukai.DiskID]string{}, failed: map[ukai.DiskID]relocateFailure{}, settled: map[ukai.DiskID]settledFor{}, made: map[diskNode]made{},
-		orders: map[ukai.DiskID]crdt.Stamp{},
+		orders: map[ukai.DiskID]crdt.Stamp{}, told: map[ukai.DiskID]allocation{},
 	}
 }
 
@@ -119,7 +120,7 @@ type tended struct {
 	rec crdt.Record
 }
 
-// relocate begins the next step of each disk that is this node's to relocate, and says whether one of them has a job that was begun.
+// relocate begins the next step of each disk that is this node's to relocate, and says whether one of them has a job that was begun, or waits to be planned.
 // unused is what follow keeps.
 func (n *Node) relocate(p people, disks []tended, unused map[ukai.DiskID]time.Time) (begun bool) {
 	nodes := p.candidates()
@@ -143,6 +144,10 @@ func (n *Node) relocate(p people, disks []tended, unused map[ukai.DiskID]time.Ti
 			if settled {
 				n.followJob(d, want, place.Plan{})
 			}
+			continue
+		}
+		if !n.askAllocated(p, d.rec) {
+			begun = true // it is looked at again soon
 			continue
 		}
 		if planning == nil {
@@ -227,9 +232,7 @@ func (l *planning) plan(want wish, rec crdt.Record) (place.Plan, error) {
 		return place.Plan{}, want.err
 	}
 	in, others := l.n.planned(want, rec, l.nodes)
-	for _, bytes := range l.n.replicas.Allocated(l.n.ctx, rec.Disk) {
-		in.Allocated = max(in.Allocated, bytes)
-	}
+	in.Allocated = l.n.allocated(&rec)
 	if others {
 		return place.Relocate(in)
 	}
@@ -455,6 +458,7 @@ func (r *relocations) keep(mine map[ukai.DiskID]bool) {
 	maps.DeleteFunc(r.settled, func(id ukai.DiskID, _ settledFor) bool { return !mine[id] })
 	maps.DeleteFunc(r.made, func(at diskNode, m made) bool { return !mine[at.disk] || time.Since(m.at) >= remakeAfter })
 	maps.DeleteFunc(r.orders, func(id ukai.DiskID, _ crdt.Stamp) bool { return !mine[id] })
+	maps.DeleteFunc(r.told, func(id ukai.DiskID, _ allocation) bool { return !mine[id] })
 }
 
 // doing says what is done about a disk here now, or why nothing is.

@@ -11,20 +11,24 @@ import (
 	"ukai/node/admin"
 )
 
-// A dry run on a node without a replica counts what is written, not holes, and each link as often as the data then crosses it.
+// A dry run on a node without a replica counts what is written, not holes, and each link as often as the data then crosses it. So does the job, whose node has
+// no replica when it begins; and it takes as long as the budget of the link makes it.
 func TestADryRunTellsWhatTheRelocationThenCopies(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
-		const data = 3 << 20
-		m.Create("vm1", 64<<20, "dc=tokyo:2")
+		const data, limit = 24 << 20, 1 << 20
+		m.Create("vm1", 256<<20, "dc=tokyo:2")
+		m.limit("w1", "tokyo-osaka", "1MiB/s")
 		ctx := context.Background()
 		t1, o1, w1 := m.Nodes["t1"], m.Nodes["o1"], m.Nodes["w1"]
 		d := t1.Volume("vm1")
 		if err := d.Attach(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.WriteAt(ctx, pattern(1, data), 16<<20); err != nil {
-			t.Fatal(err)
+		for off := int64(0); off < data; off += 1 << 20 {
+			if _, err := d.WriteAt(ctx, pattern(uint64(off), 1<<20), 16<<20+5*off); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := d.Detach(ctx); err != nil {
 			t.Fatal(err)
@@ -53,13 +57,34 @@ func TestADryRunTellsWhatTheRelocationThenCopies(t *testing.T) {
 		if fmt.Sprint(c.Links) != fmt.Sprint(want) {
 			t.Errorf("links %+v, want %+v", c.Links, want)
 		}
-		before := o1.Counters()["ukai_resync_bytes_total"]
+		before, crossed := o1.Counters()["ukai_resync_bytes_total"], m.Net.Sent("tokyo", "osaka")
 		if _, err := w1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: rule}); err != nil {
 			t.Fatal(err)
 		}
+		var j admin.Job
+		m.Await("the job is done", func() error {
+			if j, err = o1.job("vm1"); err != nil {
+				return err
+			}
+			if j.State != admin.JobDone {
+				return fmt.Errorf("%+v", j)
+			}
+			return nil
+		})
 		m.awaitLocations(o1, "vm1", "o1 in sync", "o2 in sync")
-		if copied := int64(o1.Counters()["ukai_resync_bytes_total"] - before); copied > c.Bytes || copied < c.Bytes*8/10 {
+		if copied := int64(o1.Counters()["ukai_resync_bytes_total"] - before); copied != c.Bytes {
 			t.Errorf("%d bytes were copied, the plan said %d", copied, c.Bytes)
+		}
+		if got := m.Net.Sent("tokyo", "osaka") - crossed; got < data || got > data*12/10 {
+			t.Errorf("%d bytes crossed the link, the plan said %d", got, data)
+		}
+		if j.TotalBytes != c.Bytes || j.DoneBytes != c.Bytes {
+			t.Errorf("the job tells of %d of %d bytes, the plan said %d", j.DoneBytes, j.TotalBytes, c.Bytes)
+		}
+		took, least := j.Ended.Sub(j.Since).Seconds(), float64(data/limit)
+		t.Logf("it took %.1f s, the plan said %.1f s, the budget of the link alone makes it %.1f s", took, c.Seconds, least)
+		if took > 1.2*c.Seconds || took < 0.8*c.Seconds || c.Seconds < least {
+			t.Errorf("it took %.1f s, the plan said %.1f s, the budget of the link alone makes it %.1f s", took, c.Seconds, least)
 		}
 	})
 }
