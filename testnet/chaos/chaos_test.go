@@ -8,11 +8,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -382,25 +379,8 @@ func (r *run) check(rec *recorder, mayLose bool) {
 // resynced sums up what nodes say of bytes copied to returning replicas.
 func (r *run) resynced() (sum float64, known bool) {
 	for _, n := range r.nodes {
-		client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", n.Socket)
-		}}}
-		answer, err := client.Get("http://node/metrics")
-		if err != nil {
-			continue
-		}
-		text, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
-		_ = answer.Body.Close()
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(text)) {
-			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if name == "ukai_resync_bytes_total" {
-				if x, err := strconv.ParseFloat(value, 64); err == nil {
-					sum, known = sum+x, true
-				}
-			}
+		if x, err := n.Metric("ukai_resync_bytes_total"); err == nil {
+			sum, known = sum+x, true
 		}
 	}
 	return sum, known

@@ -210,17 +210,9 @@ func TestFioSeesNoErrorWhileAReplicaIsKilled(t *testing.T) {
 }
 
 func TestAVirtualMachineVerifiesItsOwnWrites(t *testing.T) {
-	need(t, "qemu-system-x86_64")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	root, err := proc.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := guest.Build(ctx, root, t.TempDir())
-	if err != nil {
-		t.Skip(err)
-	}
+	img := guestImage(t)
 	m := proc.Start(t, "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness")
 	m.Nodes["t1"].Must("disk", "create", "vm1", "64M", "dc=tokyo:2")
 	m.AwaitDisk("vm1")

@@ -21,6 +21,7 @@ type vm struct {
 	m     *proc.Mesh
 	image guest.Image
 	dir   string
+	mib   int // how much of its disk it uses
 	count int // QEMUs started
 	host  string
 	*machine
@@ -36,7 +37,47 @@ type machine struct {
 const vmDisk = "vm1"
 
 func (v *vm) config(node string) guest.Config {
-	return guest.Config{Image: v.image, Disk: v.m.Nodes[node].Path(vmDisk), Cache: "none", Rounds: 1 << 20, MiB: 4, IOSize: 8192}
+	return guest.Config{Image: v.image, Disk: v.m.Nodes[node].Path(vmDisk), Cache: "none", Rounds: 1 << 20, MiB: v.mib, IOSize: 8192}
+}
+
+// startVM starts a guest on t1 that uses the first MiB of vmDisk, and waits until it has written and verified them once.
+func startVM(m *proc.Mesh, img guest.Image, mib int) *vm {
+	m.T.Helper()
+	dir, err := os.MkdirTemp("", "ukai-vm-") // the path of a unix socket must be short
+	if err != nil {
+		m.T.Fatal(err)
+	}
+	m.T.Cleanup(func() { _ = os.RemoveAll(dir) })
+	v := &vm{m: m, image: img, dir: dir, mib: mib}
+	v.machine, v.host = v.start("t1", false), "t1"
+	v.works()
+	return v
+}
+
+// ends tells the guest to end, and reads its verdict.
+func (v *vm) ends() {
+	v.m.T.Helper()
+	if err := v.Stop(); err != nil {
+		v.m.T.Fatal(err)
+	}
+	if err := errors.Join(v.Wait(), guest.Verdict(v.Console())); err != nil {
+		v.m.T.Fatalf("the guest in the end: %v: %s", err, v.Console())
+	}
+}
+
+// guestImage returns what guests boot from, and skips the test where that cannot be had.
+func guestImage(t *testing.T) guest.Image {
+	t.Helper()
+	need(t, "qemu-system-x86_64")
+	root, err := proc.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := guest.Build(t.Context(), root, t.TempDir())
+	if err != nil {
+		t.Skip(err)
+	}
+	return img
 }
 
 // start starts a QEMU on a node: a new guest, or one that waits for a migration.
@@ -181,27 +222,11 @@ func (v *vm) restart(node string, rounds int) {
 }
 
 func TestAGuestMigratesBetweenHostsUnderLoadAndNeverSeesAnErrorOrAWrongByte(t *testing.T) {
-	need(t, "qemu-system-x86_64")
-	root, err := proc.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := guest.Build(t.Context(), root, t.TempDir())
-	if err != nil {
-		t.Skip(err)
-	}
+	img := guestImage(t)
 	m := proc.Start(t, "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness")
 	m.Nodes["t1"].Must("disk", "create", vmDisk, "16M", "dc=tokyo:2")
 	m.AwaitDisk(vmDisk)
-	dir, err := os.MkdirTemp("", "ukai-vm-") // the path of a unix socket must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	v := &vm{m: m, image: img, dir: dir}
-	v.machine, v.host = v.start("t1", false), "t1"
-	v.works()
-
+	v := startVM(m, img, 4)
 	step := func(what string) {
 		t.Logf("%s: %s; the guest is on %s", time.Now().Format("15:04:05.000"), what, v.host)
 	}
@@ -278,10 +303,5 @@ func TestAGuestMigratesBetweenHostsUnderLoadAndNeverSeesAnErrorOrAWrongByte(t *t
 	v.restart("t2", rounds)
 	step("the target was killed after the switch-over")
 
-	if err := v.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(v.Wait(), guest.Verdict(v.Console())); err != nil {
-		t.Fatalf("the guest in the end: %v: %s", err, v.Console())
-	}
+	v.ends()
 }
