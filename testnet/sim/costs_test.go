@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ukai"
 	"ukai/node/admin"
 )
 
@@ -85,6 +87,83 @@ func TestADryRunTellsWhatTheRelocationThenCopies(t *testing.T) {
 		t.Logf("it took %.1f s, the plan said %.1f s, the budget of the link alone makes it %.1f s", took, c.Seconds, least)
 		if took > 1.2*c.Seconds || took < 0.8*c.Seconds || c.Seconds < least {
 			t.Errorf("it took %.1f s, the plan said %.1f s, the budget of the link alone makes it %.1f s", took, c.Seconds, least)
+		}
+	})
+}
+
+// A disk of which little is written moves that, there and back: no holes, nothing that was trimmed, no zeros, and of a block with one chunk not the rest.
+func TestASparseDiskMovesItsDataAndNotItsHoles(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
+		const size, block, full, bits, zeros, trimmed = 1 << 30, 4 << 20, 12, 100, 8, 8 // blocks but for the size
+		const data = full*block + bits*ukai.ChunkSize
+		ctx := context.Background()
+		t1, o1 := m.Nodes["t1"], m.Nodes["o1"]
+		if _, err := t1.CreateDisk(ctx, admin.NewDisk{Name: "vm1", SizeBytes: size, BlockSizeBytes: block, Rule: &admin.Rule{Terms: []string{"dc=tokyo:1"}}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range m.Order {
+			m.Await("the disk at "+n.Name, func() error { _, err := n.StatDisk("vm1"); return err })
+		}
+		d := t1.Volume("vm1")
+		if err := d.Attach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		wrote := map[int64][]byte{}
+		write := func(p []byte, off int64) {
+			wrote[off] = p
+			if _, err := d.WriteAt(ctx, p, off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range int64(full) {
+			write(pattern(uint64(i), block), (20+i)*block)
+		}
+		for i := range int64(bits) {
+			write(pattern(uint64(100+i), ukai.ChunkSize), (100+i)*block+3*ukai.ChunkSize)
+		}
+		for i := range int64(zeros) {
+			write(make([]byte, block), (40+i)*block)
+		}
+		for i := range int64(trimmed) {
+			off := (60 + i) * block
+			write(pattern(uint64(300+i), block), off)
+			if err := d.Discard(ctx, off, block); err != nil {
+				t.Fatal(err)
+			}
+			wrote[off] = make([]byte, block)
+		}
+		if err := d.Detach(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for i, to := range []string{"osaka", "tokyo"} {
+			from := []string{"tokyo", "osaka"}[i]
+			copied := func() (sum uint64) {
+				return t1.Counters()["ukai_resync_bytes_total"] + o1.Counters()["ukai_resync_bytes_total"]
+			}
+			before, crossed := copied(), m.Net.Sent(from, to)
+			plan, err := o1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=" + to + ":1"}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range m.Order {
+				m.awaitLocations(n, "vm1", []string{"o1 in sync", "t1 in sync"}[i])
+			}
+			if got := copied() - before; got != data {
+				t.Errorf("to %s %d bytes were copied, of a disk of %d with %d", to, got, size, data)
+			}
+			if got := m.Net.Sent(from, to) - crossed; got < data || got > data*11/10 {
+				t.Errorf("%d bytes went from %s to %s for the %d of a disk of %d", got, from, to, data, size)
+			}
+			if got := plan.Costs.Bytes; got < data || got > data+zeros*block {
+				t.Errorf("the plan told of %d bytes, of a disk with %d and %d of zeros", got, data, zeros*block)
+			}
+		}
+		for off, want := range wrote {
+			got := make([]byte, len(want))
+			if _, err := o1.Volume("vm1").ReadAt(ctx, got, off); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("at %d: %v, or other bytes than were written", off, err)
+			}
 		}
 	})
 }
