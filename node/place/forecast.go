@@ -86,7 +86,11 @@ const (
 // Forecast tells what a VM on a host would feel of a disk: now, and after each step of a plan.
 //
 // A read is answered by the host's own replica, else by the nearest in sync. A write waits for the last of the replicas in sync, or with ack=local
-// for the host's own, if it has one; a flush waits for the last of all in any case, with those writes that travel beside it. Each answer takes a round trip and the replica's store.
+// for the host's own, if it has one; a flush waits for the last of all in any case, with those writes that travel beside it. Each answer takes a round
+// trip and the replica's store.
+//
+// Left out is that requests for the same sectors wait for one another, that a request across blocks asks for one after the other, and that the first large
+// requests over a connection take more round trips.
 func (p Plan) Forecast(rec crdt.Record, v Viewpoint) Forecast {
 	f := forecasting{Viewpoint: v, alive: map[ukai.NodeID]Node{}, inputs: map[ukai.NodeID]ForecastInput{}}
 	f.out.Within = 25
