@@ -334,7 +334,7 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 		}
 		return err
 	case place.DropReplica:
-		return disk.Drop(ctx, s.Group, s.Replica)
+		return disk.Drop(ctx, s.Group, s.Replica, s.InSync)
 	case place.SetMinSync:
 		_, err := n.cells.Propose(ctx, d.ID, cell.Safety{Version: rec.Version, MinSync: s.MinSync, OnLoss: rec.OnLoss, Ack: rec.Ack})
 		return err

@@ -603,10 +603,34 @@ func TestMinSyncDoesNotKeepANewReplicaFromBeingFilled(t *testing.T) {
 func TestMinSyncIsObeyedWhereAReplicaIsDroppedOnPurpose(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
 		w.attach(0)
-		if err := w.d(0).Drop(w.t.Context(), 0, w.nodes[1].rid); !errors.Is(err, ukai.ErrRejected) {
+		if err := w.d(0).Drop(w.t.Context(), 0, w.nodes[1].rid, 0); !errors.Is(err, ukai.ErrRejected) {
 			t.Errorf("drop: %v", err)
 		}
 		w.write(0, 0, fill(512, 1))
+	})
+}
+
+func TestReplicaIsNotDroppedOnPurposeIfAnotherFailedSinceThatWasPlanned(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 3}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(512, 1))
+		w.nodes[1].kill()
+		write := w.writing(0, 0, fill(512, 2)) // it waits for the dead one, until that is out
+		err := w.d(0).Drop(w.t.Context(), 0, w.nodes[2].rid, 2)
+		if err := <-write; err != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			t.Errorf("it was dropped, and of three copies one is left: in sync %v", w.inSync())
+		} else if !errors.Is(err, ukai.ErrRejected) {
+			t.Errorf("drop: %v", err)
+		}
+		if in := w.inSync(); !slices.Equal(in, []int{0, 2}) {
+			t.Errorf("in sync: %v", in)
+		}
+		if err := w.d(0).Drop(w.t.Context(), 0, w.nodes[2].rid, 1); err != nil {
+			t.Errorf("drop where one may be left: %v", err)
+		}
 	})
 }
 

@@ -147,7 +147,7 @@ func (w *world) add(at int, group uint8, n *testNode) {
 
 func (w *world) drop(at int, group uint8, n *testNode) {
 	w.t.Helper()
-	if err := w.d(at).Drop(w.t.Context(), group, n.rid); err != nil {
+	if err := w.d(at).Drop(w.t.Context(), group, n.rid, 0); err != nil {
 		w.t.Fatal(err)
 	}
 }

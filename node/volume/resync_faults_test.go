@@ -453,7 +453,7 @@ func TestReplicaThatIsRetiredBeforeItReturnsIsNotNamedAgain(t *testing.T) {
 		w.cells.set(func(c *testCells) { c.latency = 500 * time.Millisecond })
 		w.nodes[2].restart(false)
 		time.Sleep(time.Second) // it is asked whether it is there
-		if err := w.d(3).Drop(w.t.Context(), 0, w.nodes[2].rid); err != nil {
+		if err := w.d(3).Drop(w.t.Context(), 0, w.nodes[2].rid, 0); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)

@@ -794,10 +794,14 @@ func (h *sHold) alter(make func(known *crdt.Record) (cell.Change, error)) error 
 	return h.commit(change)
 }
 
-// retire is holding.retire: shrink by a replica, then retire it.
+// retire is holding.retire: flush, shrink by a replica, then retire it.
 func (h *sHold) retire(group uint8, id ukai.ReplicaID) error {
 	in := []uint8{group}
 	if inSyncIn(&h.sets.known, id, in) {
+		h.dirty = true
+		if err := h.flush(); err != nil {
+			return err
+		}
 		err := h.alter(func(known *crdt.Record) (cell.Change, error) {
 			return cell.Shrink{Epoch: h.epoch, Version: known.Version, Replica: id, In: in}, nil
 		})
