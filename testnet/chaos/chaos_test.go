@@ -148,7 +148,7 @@ func (r *run) episode(d time.Duration) {
 	}
 	r.logf("episode %d: %s (ack=%s) is recorded through %d mounts, %s on %s verifies itself (ack=%s)", n, recorded, acks[0], len(r.mounts), own.what, spared.Name, acks[1])
 	b := &breaker{
-		m: r.m, rng: rand.New(rand.NewPCG(faultSeed, 1)), nodes: r.nodes, spared: spared, disks: []string{recorded, other}, log: r.logf, counts: r.faults,
+		m: r.m, rng: rand.New(rand.NewPCG(faultSeed, 1)), whims: rand.New(rand.NewPCG(faultSeed, 2)), nodes: r.nodes, spared: spared, disks: []string{recorded, other}, log: r.logf, counts: r.faults,
 		home: func() *proc.Node { return r.mounts[rec.home.Load()] }, flee: rec.flee,
 	}
 	b.shape()
@@ -254,17 +254,35 @@ func (r *run) guest(path string) verifier {
 	}}
 }
 
-// settled waits until the disks are let go and all their replicas are in sync again.
+// placed is what `place show` tells of a disk.
+type placed struct {
+	Rule        string
+	Met         bool
+	Differences []string
+	Steps       []struct{ Text string }
+	Doing       string
+}
+
+// settled waits until the disks are let go, all their replicas are in sync again, and are where the last rule wants them.
 func (r *run) settled(b *breaker, disks ...string) {
 	for _, disk := range disks {
 		var s shown
 		start := time.Now()
-		r.m.Await(disk+" idle, with all replicas in sync", func() (err error) {
+		r.m.Await(disk+" idle, with all replicas in sync where its rule wants them", func() (err error) {
 			if s, err = b.ask(disk); err != nil {
 				return err
 			}
 			if s.State != "idle" || slices.ContainsFunc(s.Replicas, func(x replica) bool { return x.Role != "in sync" }) {
 				return fmt.Errorf("%v: %s", &s, s.Why)
+			}
+			for _, n := range r.nodes {
+				var p placed
+				if err := n.JSON(&p, "place", "show", disk); err != nil {
+					return err
+				}
+				if !p.Met || len(p.Steps) > 0 {
+					return fmt.Errorf("%s as %s knows it: rule %s, %v, steps %v, %s", &s, n.Name, p.Rule, p.Differences, p.Steps, p.Doing)
+				}
 			}
 			return nil
 		})

@@ -1,6 +1,6 @@
 // Package chaos breaks a mesh of real processes at random, from a seed, and holds what its users see against what UKAI
-// guarantees: nodes are killed, frozen, cut off, slowed down, filled up and lose power while programs read and write disks
-// through several mounts. Every sector written tells which write it is, so a read names the write it saw, and the history of each
+// guarantees: nodes are killed, frozen, cut off, slowed down, filled up and lose power, and disks get other rules, while programs read and write
+// them through several mounts. Every sector written tells which write it is, so a read names the write it saw, and the history of each
 // sector is checked for strict linearizability; fio and a virtual machine verify their own writes besides.
 //
 //	make chaos MINUTES=10 SEED=7

@@ -43,6 +43,7 @@ func (f *fault) String() string { return f.text }
 type breaker struct {
 	m      *proc.Mesh
 	rng    *rand.Rand
+	whims  *rand.Rand        // of administrators
 	nodes  []*proc.Node      // in order, so that a seed means the same
 	spared *proc.Node        // where fio or the guest runs: its process is not killed, its power not cut
 	disks  []string          // those that must keep an in-sync replica
@@ -63,11 +64,18 @@ var kinds = []struct {
 	{"lag and kill", 9},
 }
 
-const maxActive = 2 // faults at a time
+// rules that disks get, one after the other, at random. All ask for two copies at least.
+var rules = [][]string{{"dc=tokyo:2", "dc=osaka:1"}, {"dc=tokyo:1", "dc=osaka:2"}, {"dc=tokyo:1", "dc=osaka:1"}, {"dc=tokyo:2"}, {"dc=osaka:2"}, {"any:3"}, {"node!=t1:2"}}
+
+const (
+	maxActive = 2               // faults at a time
+	ruleEvery = 6 * time.Second // a disk gets another rule, on average
+)
 
 // run breaks and heals until a time; then all is healed.
 func (b *breaker) run(until time.Time) error {
 	next := time.Now()
+	whim := next.Add(ruleEvery / 2)
 	for now := next; now.Before(until); now = time.Now() {
 		if err := b.expire(now); err != nil {
 			return err
@@ -77,6 +85,10 @@ func (b *breaker) run(until time.Time) error {
 				return err
 			}
 			next = time.Now().Add(300*time.Millisecond + time.Duration(b.rng.Int64N(int64(2200*time.Millisecond))))
+		}
+		if now.After(whim) {
+			b.newRule()
+			whim = time.Now().Add(ruleEvery/2 + time.Duration(b.whims.Int64N(int64(ruleEvery))))
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -215,6 +227,20 @@ func (b *breaker) begin(until time.Time) error {
 		b.flee()
 	}
 	return nil
+}
+
+// newRule has an administrator give a disk another rule at a node. It may be refused.
+func (b *breaker) newRule() {
+	disk, rule, a := b.disks[b.whims.IntN(len(b.disks))], rules[b.whims.IntN(len(rules))], b.nodes[b.whims.IntN(len(b.nodes))]
+	if b.busy(a) || !a.Running() {
+		return
+	}
+	b.counts["new rule"]++
+	b.log("%s is to be on %s, says %s", disk, strings.Join(rule, " "), a.Name)
+	if _, err := a.Run(append([]string{"place", "disk", disk}, rule...)...); err != nil {
+		b.counts["new rule refused"]++
+		b.log("refused: %v", err)
+	}
 }
 
 // lagAndKill kills the node that has the first disk attached, and a replica of it, while what it sends needs long, and until others have
