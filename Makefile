@@ -58,7 +58,7 @@ sim: ## simulate whole meshes bit for bit, seed by seed; SEEDS=n (default 20000:
 
 .PHONY: sim-mesh
 sim-mesh: ## break meshes of real nodes in virtual time at random; SEEDS=n campaigns (default 500) from FIRST=s
-	$(GO) test ./testnet/sim -run TestNothingIsLostOrStale -count=1 -v -timeout 0 -seeds $(or $(SEEDS),500) -first $(or $(FIRST),1)
+	$(GO) test ./testnet/sim -run '^(TestNothingIsLostOrStale|TestDisksFollowRules)' -count=1 -v -timeout 0 -seeds $(or $(SEEDS),500) -first $(or $(FIRST),1)
 
 .PHONY: sim-kills
 sim-kills: ## kill each machine of a relocation at each of its moments in each way, in virtual time (10 minutes)

@@ -20,7 +20,7 @@ import (
 
 func split(rule string) []string { return strings.Fields(rule) }
 
-// watch holds what nodes know of disks against what they have known: of one version of a quorum record all say the same (I1).
+// watch holds what nodes know of disks against what they have known: of one version of a quorum record all say the same (I1). No block is without a copy in sync.
 func (c *campaign) watch() {
 	for _, s := range c.machines {
 		n := s.live.Load()
@@ -44,6 +44,9 @@ func (c *campaign) watch() {
 				c.fail("I1: %s is %s, and as %s knows it %s", key, before, s.Name, said)
 			}
 			c.records[key] = said
+			if !slices.ContainsFunc(info.Replicas, func(r admin.Replica) bool { return r.Role == admin.InSync }) {
+				c.fail("%s: no copy is in sync: %s", key, said)
+			}
 		}
 	}
 }
@@ -54,7 +57,7 @@ func (c *campaign) undoOrders() {
 	c.m.Await("what was ordered is taken back", func() error {
 		n := c.machines[0].live.Load()
 		for _, s := range c.machines {
-			if _, err := n.ChangeNode(context.Background(), s.Name, admin.NodeChange{Drain: &no}); err != nil {
+			if _, err := n.ChangeNode(context.Background(), s.Name, admin.NodeChange{Drain: &no, Set: ukai.Labels{"ssd": "yes"}}); err != nil {
 				return err
 			}
 		}

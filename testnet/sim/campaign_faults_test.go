@@ -25,7 +25,7 @@ var kinds = []struct {
 	{"crash", 8}, {"power cut", 6}, {"blackout", 2}, {"restart", 2}, {"freeze", 5}, {"suspend", 2}, {"clock jump", 2},
 	{"cut", 4}, {"one-way cut", 5}, {"isolate", 5}, {"deaf", 3}, {"mute", 3}, {"flap", 4}, {"slow", 5},
 	{"full", 4}, {"read errors", 3}, {"write error", 1}, {"sync error", 1}, {"slow disk", 4}, {"hung disk", 2},
-	{"new rule", 4}, {"new range", 5}, {"resize", 3}, {"drain", 3}, {"pause", 2}, {"cancel", 2}, {"limit", 2},
+	{"new rule", 6}, {"new range", 5}, {"label", 2}, {"resize", 3}, {"drain", 3}, {"pause", 2}, {"cancel", 2}, {"limit", 2},
 }
 
 // mediumFor is how long a medium fails.
@@ -298,7 +298,17 @@ func (c *campaign) begin() {
 	case "new rule":
 		f.text = fmt.Sprintf("%s is to be on %s", d.name, rule)
 		c.ask(s, d.name+" by another rule", func(ctx context.Context, n admin.Backend) error {
-			_, err := n.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: split(rule)}})
+			_, err := n.PlaceDisk(ctx, d.name, admin.PlaceDisk{Rule: admin.Rule{Terms: split(rule), Prefer: true}})
+			return err
+		})
+	case "label":
+		change := admin.NodeChange{Set: ukai.Labels{"ssd": "yes"}}
+		if ahead%2 == 0 {
+			change = admin.NodeChange{Unset: []string{"ssd"}}
+		}
+		f.text = fmt.Sprintf("labels of %s: %+v", other.Name, change)
+		c.ask(s, "label "+other.Name, func(ctx context.Context, n admin.Backend) error {
+			_, err := n.ChangeNode(ctx, other.Name, change)
 			return err
 		})
 	case "new range":

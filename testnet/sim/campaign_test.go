@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -226,7 +227,7 @@ func runCampaign(t *testing.T, seed uint64) {
 		c.machines = append(c.machines, s)
 	}
 	for i := range 2 + c.rng.IntN(2) {
-		d := &disk{number: uint32(i + 1), name: fmt.Sprintf("d%d", i+1), rule: shape.rules[c.rng.IntN(len(shape.rules))], rules: shape.rules, ack: [...]string{"all", "local"}[(seed+uint64(i))%2]}
+		d := &disk{number: uint32(i + 1), name: fmt.Sprintf("d%d", i+1), rule: shape.rules[c.rng.IntN(len(shape.rules))], rules: append(slices.Clone(shape.rules), "ssd=yes:1 any:1"), ack: [...]string{"all", "local"}[(seed+uint64(i))%2]}
 		d.size.Store(diskBytes)
 		c.disks = append(c.disks, d)
 		c.m.CreateAck(d.name, diskBytes, d.rule, d.ack)

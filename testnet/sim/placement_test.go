@@ -18,9 +18,11 @@ import (
 const (
 	placementSeeds      = 4
 	shortPlacementSeeds = 1
+	placementShare      = 10
 	placementFor        = 3 * time.Minute // virtual: how long administrators change their minds
 	placedBlocks        = 8               // of a disk
 	placementLimit      = 2 << 20         // bytes per second between tokyo and osaka
+	readIn              = 5 * time.Second // virtual: what is not read by then cannot be read
 )
 
 // placed is a disk whose rule changes, and what the guest wrote on it.
@@ -46,21 +48,27 @@ type minded struct {
 	rng     *rand.Rand
 	disks   []*placed
 	crashes bool
-	down    *Node
-	back    time.Time
+	down    *Node     // or cut off, while it runs
+	back    time.Time // when that ends
 	calm    time.Time // since when no node has been down
 	writes  int
 	ranges  int // of blocks that got a rule
+	reads   int
 }
 
 // TestDisksFollowRulesLabelsAndRolesAsTheyChangeAndNeverHaveFewerCopies changes rules, labels, drains and pauses at random while disks are used and
-// moved, in half of the seeds with nodes that crash.
+// moved, in half of the seeds with nodes that crash, lose power and are cut off.
 func TestDisksFollowRulesLabelsAndRolesAsTheyChangeAndNeverHaveFewerCopies(t *testing.T) {
-	seeds := uint64(placementSeeds)
-	if testing.Short() {
-		seeds = shortPlacementSeeds
+	n := *seeds
+	switch {
+	case n > 0:
+		n = max(n/placementShare, 1) // of as many campaigns: these take longer
+	case testing.Short():
+		n = shortPlacementSeeds
+	default:
+		n = placementSeeds
 	}
-	for seed := uint64(1); seed <= seeds; seed++ {
+	for seed := *firstSeed; seed < *firstSeed+n; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				x := &minded{Mesh: Start(t, seed, "t1:tokyo t2:tokyo t3:tokyo o1:osaka o2:osaka w1:fukuoka:witness"), rng: rand.New(rand.NewPCG(seed, 0x706c6163)), crashes: seed%2 == 0}
@@ -104,8 +112,8 @@ func (x *minded) run() {
 			x.T.Errorf("%d bytes crossed between tokyo and osaka in %d s, with a budget of %d per second", got, span, placementLimit)
 		}
 	}
-	if x.writes < 100 || x.ranges == 0 {
-		x.T.Errorf("only %d writes of the guests succeeded, and %d ranges of blocks got a rule", x.writes, x.ranges)
+	if x.writes < 100 || x.reads < 100 || x.ranges == 0 {
+		x.T.Errorf("only %d writes and %d reads of the guests succeeded, and %d ranges of blocks got a rule", x.writes, x.reads, x.ranges)
 	}
 }
 
@@ -150,11 +158,41 @@ func (x *minded) changeMind() {
 	case 6:
 		_, _ = at.OrderJob(ctx, d.name, admin.OrderJob{Order: []string{admin.OrderResume, admin.OrderCancel, admin.OrderRetry}[x.rng.IntN(3)]})
 	case 7:
-		if x.crashes && x.down == nil && len(at.Name) > 0 && !at.Witness {
-			x.down, x.back = at, time.Now().Add(time.Duration(1+x.rng.IntN(20))*time.Second)
+		kind := x.rng.IntN(3)
+		if !x.crashes || x.down != nil || at.Witness {
+			return
+		}
+		x.down, x.back = at, time.Now().Add(time.Duration(1+x.rng.IntN(20))*time.Second)
+		switch kind {
+		case 0:
 			at.Crash()
+		case 1:
+			at.PowerCut()
+		case 2:
+			x.isolate(at, true)
 		}
 	}
+}
+
+// isolate cuts a node off from all others, or ends that.
+func (x *minded) isolate(n *Node, cut bool) {
+	for _, other := range x.Order {
+		for _, way := range [][2]*Node{{n, other}, {other, n}} {
+			l := x.Net.Link(way[0].DC, way[1].DC)
+			l.Down = cut
+			x.Net.SetLink(way[0].Name, way[1].Name, l)
+		}
+	}
+}
+
+// heal has the node back that is down or cut off.
+func (x *minded) heal() {
+	if x.down.Node == nil {
+		x.down.Boot()
+	} else {
+		x.isolate(x.down, false)
+	}
+	x.down = nil
 }
 
 // guest writes and reads a region of each disk, on any node.
@@ -162,8 +200,7 @@ func (x *minded) guest() {
 	if x.down != nil {
 		x.calm = time.Now()
 		if time.Now().After(x.back) {
-			x.down.Boot()
-			x.down = nil
+			x.heal()
 		}
 	}
 	for _, d := range x.disks {
@@ -188,6 +225,32 @@ func (x *minded) guest() {
 			}
 			d.regions[i] = append(d.regions[i], value) // it may have been written
 		}
+		x.read(x.alive(), d, x.rng.IntN(len(d.regions)))
+	}
+}
+
+// read reads a region of a disk on any node. That it cannot be read is for times when a node is down or was, only.
+func (x *minded) read(at *Node, d *placed, i int) {
+	v, err := at.OpenDisk(d.name)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), readIn)
+	defer cancel()
+	p := make([]byte, 4096)
+	if _, err := v.ReadAt(ctx, p, int64(i)*128<<10); err != nil {
+		if time.Since(x.calm) > time.Minute {
+			x.T.Errorf("%s, region %d cannot be read on %s: %v", d.name, i, at.Name, err)
+		}
+		return
+	}
+	x.reads++
+	allowed := d.regions[i]
+	if allowed == nil {
+		allowed = []byte{0}
+	}
+	if !bytes.Contains(allowed, p[:1]) || !bytes.Equal(p, bytes.Repeat(p[:1], len(p))) {
+		x.T.Errorf("%s, region %d on %s reads %x, written was %x", d.name, i, at.Name, p[0], allowed)
 	}
 }
 
@@ -242,8 +305,7 @@ func (x *minded) watch() {
 func (x *minded) settle() {
 	ctx := context.Background()
 	if x.down != nil {
-		x.down.Boot()
-		x.down = nil
+		x.heal()
 	}
 	x.AwaitWhole()
 	no := false
