@@ -69,6 +69,11 @@ chaos: ## break a real mesh at random and check what its users see; MINUTES=n (d
 	@.ci/setup test
 	$(GO) test ./testnet/chaos -run TestNoAcknowledgedWrite -count=1 -v -timeout $$(( $(or $(MINUTES),10) * 4 + 10 ))m -for $(or $(MINUTES),10)m -seed $(or $(SEED),0)
 
+.PHONY: migrations
+migrations: ## migrate a virtual machine between hosts, disturbed at random at each stage; COUNT=n (default 100)
+	@.ci/setup test
+	$(GO) test ./testnet/e2e -run TestAGuestMigrates -count=1 -v -timeout 0 -migrations $(or $(COUNT),100)
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser of outside bytes; MINUTES=n in all (default 10)
 	.ci/fuzz $(or $(MINUTES),10)

@@ -5,7 +5,9 @@ package e2e
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,6 +37,9 @@ type machine struct {
 }
 
 const vmDisk = "vm1"
+
+// migrations is how many disturbed migrations there are at least, after each disturbance has been once those are drawn at random.
+var migrations = flag.Int("migrations", 0, "how many migrations are disturbed; 0: one in each way")
 
 func (v *vm) config(node string) guest.Config {
 	return guest.Config{Image: v.image, Disk: v.m.Nodes[node].Path(vmDisk), Cache: "none", Rounds: 1 << 20, MiB: v.mib, IOSize: 8192}
@@ -221,6 +226,105 @@ func (v *vm) restart(node string, rounds int) {
 	v.works()
 }
 
+// runs waits until QEMU lets the guest run.
+func (v *vm) runs() {
+	v.m.T.Helper()
+	v.m.Await("the guest on "+v.host+" runs", func() error {
+		var s struct{ Status string }
+		err := v.monitor.Execute("query-status", nil, &s)
+		if err == nil && s.Status != "running" {
+			err = errors.New(s.Status)
+		}
+		return err
+	})
+}
+
+// fails waits until QEMU has noticed that the migration from here cannot go on.
+func (v *vm) fails() {
+	v.m.T.Helper()
+	v.m.Await("failure of the migration", func() error {
+		if s, err := v.migration(); err != nil || !strings.HasPrefix(s, "failed") {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+		return nil
+	})
+}
+
+// disturbances are what may happen while the guest is migrated to a node. If it is lost with its QEMU, it is started again there.
+var disturbances = []struct {
+	name string
+	do   func(v *vm, to string)
+}{
+	{"cancelled while memory was copied", func(v *vm, to string) {
+		v.setup(true, false)
+		target := v.begin(to, "active")
+		v.cancel(target)
+	}},
+	{"the target was killed while memory was copied", func(v *vm, to string) {
+		v.setup(true, false)
+		v.begin(to, "active").Kill()
+		v.fails()
+	}},
+	{"cancelled before the switch-over", func(v *vm, to string) {
+		v.setup(false, true)
+		target := v.begin(to, "pre-switchover")
+		v.cancel(target)
+	}},
+	{"the target was killed before the switch-over", func(v *vm, to string) {
+		v.setup(false, true)
+		v.begin(to, "pre-switchover").Kill()
+		_ = v.do("migrate-continue", map[string]any{"state": "pre-switchover"}) // it may have noticed
+		v.fails()
+	}},
+	{"the source was told to go on after the switch-over", func(v *vm, to string) {
+		v.setup(false, false)
+		source := v.machine
+		v.machine, v.host = v.begin(to, "completed"), to
+		v.runs() // before that either of the two may get the disk
+		if err := source.do("cont", nil); err == nil || !strings.Contains(err.Error(), "lock") {
+			v.m.T.Errorf("a guest that runs on %s was let go on where it came from: %v", to, err)
+		}
+		rounds := source.Rounds()
+		v.works()
+		v.works()
+		if now := source.Rounds(); now != rounds {
+			v.m.T.Errorf("while the guest ran on %s it went from round %d to %d where it came from", to, rounds, now)
+		}
+		source.Kill()
+	}},
+	{"the source was killed while memory was copied", func(v *vm, to string) {
+		v.setup(true, false)
+		rounds, target := v.Rounds(), v.begin(to, "active")
+		v.Kill()
+		<-target.Exited()
+		v.restart(to, rounds)
+	}},
+	{"the source was killed before the switch-over", func(v *vm, to string) {
+		v.setup(false, true)
+		rounds, target := v.Rounds(), v.begin(to, "pre-switchover")
+		v.Kill()
+		<-target.Exited()
+		v.restart(to, rounds)
+	}},
+	{"the target was killed after the switch-over", func(v *vm, to string) {
+		v.setup(false, false)
+		rounds, target := v.Rounds(), v.begin(to, "completed")
+		target.Kill()
+		v.Kill()
+		v.restart(to, rounds)
+	}},
+}
+
+// cancel calls the migration off.
+func (v *vm) cancel(target *machine) {
+	v.m.T.Helper()
+	if err := v.do("migrate_cancel", nil); err != nil {
+		v.m.T.Fatal(err)
+	}
+	v.await("cancelled")
+	target.Kill()
+}
+
 func TestAGuestMigratesBetweenHostsUnderLoadAndNeverSeesAnErrorOrAWrongByte(t *testing.T) {
 	img := guestImage(t)
 	m := proc.Start(t, "t1:tokyo t2:tokyo o1:osaka w1:fukuoka:witness")
@@ -228,6 +332,7 @@ func TestAGuestMigratesBetweenHostsUnderLoadAndNeverSeesAnErrorOrAWrongByte(t *t
 	m.AwaitDisk(vmDisk)
 	v := startVM(m, img, 4)
 	step := func(what string) {
+		v.works()
 		t.Logf("%s: %s; the guest is on %s", time.Now().Format("15:04:05.000"), what, v.host)
 	}
 	for range 5 {
@@ -236,72 +341,32 @@ func TestAGuestMigratesBetweenHostsUnderLoadAndNeverSeesAnErrorOrAWrongByte(t *t
 		v.migrate("t1")
 		step("there and back")
 	}
-	v.works()
-
 	out, err := v.config("o1").Run(t.Context())
 	if err == nil || !strings.Contains(out, `Failed to get "write" lock`) {
 		t.Errorf("a second QEMU on o1 while the guest runs on t1: %v: %s", err, out)
 	}
-	v.works()
 	step("a second QEMU was refused")
 
-	v.setup(true, false)
-	target := v.begin("o1", "active")
-	if err := v.do("migrate_cancel", nil); err != nil {
-		t.Fatal(err)
-	}
-	v.await("cancelled")
-	target.Kill()
-	v.works()
-	step("cancelled while memory was copied")
-
-	target = v.begin("o1", "active")
-	target.Kill()
-	m.Await("failure of the migration", func() error {
-		if s, err := v.migration(); err != nil || !strings.HasPrefix(s, "failed") {
-			return fmt.Errorf("%s: %w", s, err)
+	rng := rand.New(rand.NewPCG(uint64(*migrations), 0x6d696772))
+	hosts := []string{"t1", "t2", "o1"}
+	for i := range max(len(disturbances), *migrations) {
+		d := disturbances[i%len(disturbances)]
+		if i >= len(disturbances) { // a long run, at random
+			d = disturbances[rng.IntN(len(disturbances))]
+			v.migrate(another(hosts, v.host, rng))
+			v.works()
 		}
-		return nil
-	})
-	v.works()
-	step("the target was killed while memory was copied")
-
-	v.setup(false, true)
-	target = v.begin("o1", "pre-switchover")
-	if err := v.do("migrate_cancel", nil); err != nil {
-		t.Fatal(err)
+		d.do(v, another(hosts, v.host, rng))
+		step(d.name)
 	}
-	v.await("cancelled")
-	target.Kill()
-	v.works()
-	step("cancelled before the switch-over")
-
-	target = v.begin("o1", "pre-switchover")
-	target.Kill()
-	_ = v.do("migrate-continue", map[string]any{"state": "pre-switchover"}) // it may have noticed
-	m.Await("failure of the migration", func() error {
-		if s, err := v.migration(); err != nil || !strings.HasPrefix(s, "failed") {
-			return fmt.Errorf("%s: %w", s, err)
-		}
-		return nil
-	})
-	v.works()
-	step("the target was killed before the switch-over")
-
-	rounds := v.Rounds()
-	target = v.begin("o1", "pre-switchover")
-	v.Kill()
-	<-target.Exited()
-	v.restart("o1", rounds)
-	step("the source was killed before the switch-over")
-
-	v.setup(false, false)
-	rounds = v.Rounds()
-	target = v.begin("t1", "completed")
-	target.Kill()
-	v.Kill()
-	v.restart("t2", rounds)
-	step("the target was killed after the switch-over")
-
 	v.ends()
+}
+
+// another returns a host, but not the one given.
+func another(hosts []string, than string, rng *rand.Rand) string {
+	for {
+		if h := hosts[rng.IntN(len(hosts))]; h != than {
+			return h
+		}
+	}
 }
