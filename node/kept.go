@@ -233,7 +233,7 @@ func (n *Node) retireUnnamed(ctx context.Context, disk ukai.DiskID, rec *crdt.Re
 
 // putAside retires a replica here, and notes when.
 func (n *Node) putAside(ctx context.Context, r store.ReplicaInfo) error {
-	if err := n.replicas.Retire(ctx, r.Disk, r.Replica); err != nil {
+	if err := n.replicas.Retire(ctx, r.Disk, r.Replica, r.Header.State); err != nil {
 		return err
 	}
 	n.log.Info("a replica is not needed any more", "disk", r.Disk, "replica", r.Replica, "kept", n.cfg.TrashGrace)

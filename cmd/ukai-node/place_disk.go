@@ -37,7 +37,8 @@ it, or gets another rule.
 
 With --keep-stale nodes keep the data of dropped replicas of the disk as long as they have space, as old copies. They are no replicas and never read. When the
 disk comes back to such a node, the new replica there begins with the old copy: both are compared, and only what differs is copied. That is so until
---no-keep-stale is said; then the space is freed, as it is when the disk is removed, or less than a tenth of the node's space is left.
+--no-keep-stale is said; then the space is freed, as it is when the disk is removed, or less than a tenth of the node's space is left. Of a node that keeps
+other blocks of the disk nothing is kept.
 
 With --blocks the rule is that of a range of blocks, in place of the disk's: numbers of blocks as disk map shows them, first and last, such as 0-255, or
 bytes with a unit, such as 0-10G. What it overlaps is replaced, neighbours with the same rule become one range, and --remove gives the blocks back to the

@@ -82,6 +82,38 @@ func TestFlushBehindAWriteThatIsSentAgain(t *testing.T) {
 	}
 }
 
+func TestFlushBehindAWriteThatALaterOneOvertakes(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.flush(0)
+		w.setDelay(1, 10*time.Millisecond)
+		rs := w.nodes[1].replicas.Load()
+		for range cap(rs.workers) { // all workers of n1 are busy
+			rs.workers <- struct{}{}
+		}
+		if err := w.d(0).Discard(w.t.Context(), 0, 4096); err != nil {
+			t.Fatal(err)
+		}
+		flushed := make(chan error, 1)
+		go func() { flushed <- w.d(0).Flush(w.t.Context()) }()
+		time.Sleep(time.Millisecond)
+		w.quick(0, 8192, fill(4096, 3)) // later than the flush, and counted in place of the discard
+		time.Sleep(100 * time.Millisecond)
+		for range cap(rs.workers) {
+			<-rs.workers
+		}
+		if err := <-flushed; err != nil {
+			t.Fatal(err)
+		}
+		w.nodes[1].kill()
+		w.nodes[1].restart(true)
+		if got := w.nodes[1].raw(0, 1)[0]; got != 0 {
+			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
+		}
+	})
+}
+
 func TestReplicaDoesNotSyncBeforeWhatTheFlushWasSentBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newSealed(t)

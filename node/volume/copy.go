@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -189,15 +190,12 @@ func (f *following) copy(ctx context.Context, l *link, i ukai.Index, from, to in
 			return err
 		}
 	}
-	release, err := f.h.host.room(ctx, end-off)
+	c := &claim{index: i, off: off, end: end, exclusive: true}
+	release, err := f.lockInRoom(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer release()
-	c := &claim{index: i, off: off, end: end, exclusive: true}
-	if err := f.lockPaid(ctx, c); err != nil {
-		return err
-	}
 	defer f.h.locks.unlock(c)
 	if f.mu.Lock(); !f.state.lacksAny(i, off, end) { // a guest has read it meanwhile, which has given it to the replica
 		f.mu.Unlock()
@@ -254,6 +252,28 @@ func (f *following) fill(ctx context.Context, p []byte, off int64, stamp ukai.Bl
 		at = (rest - 1) / ukai.ChunkSize * ukai.ChunkSize
 	}
 	return err
+}
+
+// roomFor is how long a copy that may begin waits for its range at most before others get its room: a write to it may hang as long as its disk does.
+const roomFor = time.Second
+
+// lockInRoom locks a range as lockPaid does, when it may be copied.
+func (f *following) lockInRoom(ctx context.Context, c *claim) (release func(), err error) {
+	for {
+		if release, err = f.h.host.room(ctx, c.end-c.off); err != nil {
+			return nil, err
+		}
+		try, cancel := context.WithTimeout(ctx, roomFor)
+		err = f.lockPaid(try, c)
+		cancel()
+		if err == nil {
+			return release, nil
+		}
+		release()
+		if ctx.Err() != nil {
+			return nil, err
+		}
+	}
 }
 
 // lockPaid locks a range of which the replica owes no acknowledgement (rule O). It does not keep the guest out while the

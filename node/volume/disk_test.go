@@ -181,3 +181,13 @@ func TestReadersOfAFreeDiskShareOneClaim(t *testing.T) {
 		}
 	})
 }
+
+// The kernel sends no larger ones; a replica elsewhere refuses them.
+func TestRequestsLargerThanTheLargestAreServedInParts(t *testing.T) {
+	bubble(t, setup{nodes: 2, replicas: 1}, func(w *world) {
+		w.attach(1) // no replica there
+		p := append(fill(2*ukai.MaxIO, 1), fill(ukai.MaxIO/2, 2)...)
+		w.write(1, 4096, p)
+		w.wantRead(1, 4096, p)
+	})
+}

@@ -29,10 +29,17 @@ func (h *holding) flush(ctx context.Context) error {
 	return err
 }
 
+// overtakenRest is how many flushes are not tried that way after one to which writes of others came in the way: there will be more, and it was in vain.
+const overtakenRest = 15
+
 // flushBehind is flush while the window is not empty, in one round trip: the replicas are asked at once, and each syncs when it has applied as many
-// mutations as it was sent before. It says whether that was a flush: not if one of those mutations had to be sent again, or the replicas are others
-// by then. It is a matter of speed alone: whoever is not sure drains the window first.
+// mutations as it was sent before. It says whether that was a flush: not if others were sent meanwhile, which count as well, if one of those mutations had
+// to be sent again, or the replicas are others by then. It is a matter of speed alone: whoever is not sure drains the window first.
 func (h *holding) flushBehind(ctx context.Context) (bool, error) {
+	if n := h.overtaken.Load(); n > 0 {
+		h.overtaken.CompareAndSwap(n, n-1)
+		return false, nil
+	}
 	v := h.view.Load()
 	h.mu.Lock()
 	if h.window.first == nil || h.window.redoing > 0 || h.view.Load() != v {
@@ -56,6 +63,13 @@ func (h *holding) flushBehind(ctx context.Context) (bool, error) {
 		t := &op.targets[i]
 		if h.await(t); t.err != nil && t.l != nil {
 			t.l.uneven.Store(true)
+		}
+	}
+	// What was sent later may have been counted in place of something that was not applied yet.
+	for i := range op.targets {
+		if t := &op.targets[i]; t.m.local == nil && (t.l == nil || t.l.sent.Load() != uint64(t.msg.Offset)) {
+			h.overtaken.Store(overtakenRest)
+			return false, nil
 		}
 	}
 	if err := h.awaitDrained(ctx, drained); err != nil {

@@ -302,6 +302,7 @@ func (f *follow) copied(i ukai.Index, from, to int) {
 	w := f.work[i]
 	for c := from; c < to; c++ {
 		w.touched.clear(c)
+		w.zero.clear(c)
 		if w.lacking.clear(c) {
 			w.lacks--
 		}

@@ -15,6 +15,7 @@ import (
 
 	"ukai"
 	"ukai/crdt"
+	"ukai/node/cell"
 	"ukai/node/store"
 	"ukai/node/wire"
 )
@@ -299,7 +300,20 @@ func TestAWriteIsAcknowledgedByTheGroupThatItsBlockHasThen(t *testing.T) {
 		if err := w.d(0).Split(ctx, 0, []ukai.Range{{First: 3, Count: 1}}, 1); err != nil {
 			t.Fatal(err)
 		}
-		w.drop(0, 0, w.nodes[1])
+		// Not by Drop, which flushes first, and so waits until n1 answers.
+		h := w.d(0).holding.Load()
+		for _, change := range []func(known *crdt.Record) (cell.Change, error){
+			func(known *crdt.Record) (cell.Change, error) {
+				return cell.Shrink{Epoch: h.epoch, Version: known.Version, Replica: w.nodes[1].rid, In: []uint8{0}}, nil
+			},
+			func(known *crdt.Record) (cell.Change, error) {
+				return cell.Retire{Epoch: h.epoch, Version: known.Version, Replica: w.nodes[1].rid, In: []uint8{0}}, nil
+			},
+		} {
+			if err := h.alter(change); err != nil {
+				t.Fatal(err)
+			}
+		}
 		select {
 		case err := <-written:
 			t.Fatalf("acknowledged without n1, which is in sync for the block: %v", err)

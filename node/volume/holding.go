@@ -35,6 +35,7 @@ type holding struct {
 	dirty      atomic.Bool
 	flushing   atomic.Int32
 	generation atomic.Uint32
+	overtaken  atomic.Int32 // flushes for which flushBehind is not tried
 
 	used  atomic.Bool // since the last tick
 	wrote atomic.Bool // since the last tick
@@ -144,7 +145,8 @@ func (h *holding) rebuild() {
 		id := rec.Groups[i].ID
 		g := groupView{id: id, ack: h.lookup(h.sets.ackSet(id)), read: h.lookup(h.sets.readSet(id))}
 		g.possible = len(g.ack)
-		if f := h.following; f != nil && slices.Contains(f.groups, id) {
+		// One that has become in sync is a member like any other, also before whoever had it grow has seen that.
+		if f := h.following; f != nil && slices.Contains(f.groups, id) && !inSyncIn(rec, f.m.Replica, []uint8{id}) {
 			g.follow = f
 			if f.m.local != nil && !f.leaves.Load() {
 				v.near = f

@@ -128,3 +128,60 @@ func TestATakeoverWaitsForTheLeaseIfAReplicaFollowsOnAnotherNode(t *testing.T) {
 		}
 	}
 }
+
+// A copy of zeros waits for room, while the guest writes to a part of them, and reads it, which gives it to the replica.
+func TestZerosAreNotCopiedOverWhatAGuestHasReadMeanwhile(t *testing.T) {
+	const size = 16 << 20
+	bubble(t, setup{nodes: 3, replicas: 2, size: size}, func(w *world) {
+		w.attach(1)
+		w.write(1, 8<<20, fill(1<<20, 2))
+		w.flush(1)
+		w.nodes[0].kill()
+		if err := w.d(1).Discard(w.t.Context(), 8<<20, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		w.detach(1)
+		w.nodes[0].boot(nil)
+		w.setClosed(0, false)
+		w.setDelay(1, 200*time.Millisecond)
+		w.attach(0)
+		c := w.nodes[0].host.Load().copies
+		index := ukai.Index(8 << 20 / int64(testBlock))
+		for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+			c.mu.Lock()
+			in := c.bound.Inflight()
+			c.mu.Unlock()
+			if in > 0 {
+				break // comparing
+			}
+			if time.Since(begin) > time.Minute {
+				t.Fatal("nothing is compared")
+			}
+		}
+		c.turn <- struct{}{}
+		h := w.d(0).holding.Load()
+		for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+			h.mu.Lock()
+			f := h.following
+			h.mu.Unlock()
+			f.mu.Lock()
+			k := f.state.work[index]
+			ok := k != nil && k.zero.has(0) && k.zero.has(1)
+			f.mu.Unlock()
+			if ok {
+				break
+			}
+			if time.Since(begin) > time.Minute {
+				t.Fatal("not compared")
+			}
+		}
+		time.Sleep(10 * time.Millisecond) // the copy of zeros waits for room
+		w.write(0, 8<<20, fill(4096, 7))
+		w.wantRead(0, 8<<20, fill(4096, 7))
+		<-c.turn
+		time.Sleep(time.Second)
+		w.wantRead(0, 8<<20, fill(4096, 7))
+		w.awaitAllInSync()
+		w.wantEqual()
+	})
+}

@@ -22,7 +22,7 @@ var claims = sync.Pool{New: func() any { return new(claim) }}
 func (h *holding) read(ctx context.Context, p []byte, off int64) error {
 	for len(p) > 0 {
 		v := h.view.Load()
-		part := v.layout.partEnd(off, off+int64(len(p))) - off
+		part := min(v.layout.partEnd(off, off+int64(len(p)))-off, ukai.MaxIO)
 		if err := h.readPart(ctx, p[:part], off); err != nil {
 			return fmt.Errorf("block %d: %w", v.layout.index(off), err)
 		}

@@ -241,7 +241,8 @@ func (t *takeover) recovers(group uint8) bool {
 // Its lease needs the confirmation of every in-sync replica, so any one of those sealed bounds it: by when that confirmed something last,
 // which is later than the holder sent what was confirmed.
 func (t *takeover) leaseEnds(fenced bool) time.Duration {
-	if t.rec.Clean || fenced || len(t.sealed) == len(t.members()) && !t.followed() {
+	// A pick leaves no syncing replicas in the record, which the holders of before may have read.
+	if t.rec.Clean || fenced || len(t.sealed) == len(t.members()) && !t.followed() && t.rec.Epoch.Forced() == 0 {
 		return 0
 	}
 	end := never

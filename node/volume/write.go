@@ -141,6 +141,7 @@ func (h *holding) mutate(ctx context.Context, kind wire.Kind, p []byte, off, n i
 		part := l.partEnd(off, end) - off
 		var q []byte
 		if p != nil {
+			part = min(part, ukai.MaxIO)
 			q, p = p[:part], p[part:]
 		}
 		if err := h.mutatePart(ctx, kind, q, off, part); err != nil {
