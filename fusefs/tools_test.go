@@ -226,6 +226,22 @@ func TestTwoQEMUsCannotHaveOneDisk(t *testing.T) {
 	}
 }
 
+// listens says whether somebody listens at a Unix socket: its file is there a moment earlier.
+func listens(t *testing.T, path string) bool {
+	t.Helper()
+	list, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(list)) {
+		const acceptsConnections = "00010000" // the fourth field, flags: __SO_ACCEPTCON
+		if f := strings.Fields(line); len(f) == 8 && f[7] == path && f[3] == acceptsConnections {
+			return true
+		}
+	}
+	return false
+}
+
 // Live migration between two machines, here on one node: the source lets the disk go before the target takes it.
 func TestLiveMigrationHandsTheDiskOver(t *testing.T) {
 	m := mount(t)
@@ -243,7 +259,7 @@ func TestLiveMigrationHandsTheDiskOver(t *testing.T) {
 		return nil
 	})
 	eventually(t, "the source has its disk attached", d.isAttached)
-	eventually(t, "the target listens", func() bool { _, err := os.Stat(socket); return err == nil })
+	eventually(t, "the target listens", func() bool { return listens(t, socket) })
 	source("migrate unix:" + socket)
 	if said := source("info migrate"); !strings.Contains(said, "completed") {
 		t.Fatalf("migration: %s", said)
