@@ -46,7 +46,7 @@ lint: ## gofmt and golangci-lint
 test: ## every test: unit, property, simulation, end-to-end with real mounts, chaos (root; under 15 minutes)
 	@.ci/setup test
 	@$(MAKE) --no-print-directory build
-	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -count=1 -timeout 14m ./...
+	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -count=1 -timeout 20m ./...
 
 .PHONY: model
 model: ## explore the real protocol code by random walks; MINUTES=n per package (default 10), SEED=n to begin with
