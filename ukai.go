@@ -1,11 +1,13 @@
 package ukai
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"math/bits"
+	"slices"
 )
 
 // Sizes of the parts of a disk, in bytes. A sector is the unit of atomicity a guest may rely on; a chunk is the
@@ -144,6 +146,20 @@ func (r Range) String() string {
 		return "none"
 	}
 	return fmt.Sprintf("%d-%d", r.First, r.End()-1)
+}
+
+// JoinRanges returns ranges that do not overlap in order, neighbours made one.
+func JoinRanges(list []Range) (out []Range) {
+	list = slices.Clone(list)
+	slices.SortFunc(list, func(a, b Range) int { return cmp.Compare(a.First, b.First) })
+	for _, r := range list {
+		if n := len(out); n > 0 && out[n-1].End() == r.First {
+			out[n-1].Count += r.Count
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // Blocks returns how many blocks of blockSize bytes a disk of size bytes has; the last may be partly used.

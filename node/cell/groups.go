@@ -66,22 +66,10 @@ func (c Split) Apply(rec crdt.Record) (crdt.Record, error) {
 
 // Done implements Change.
 func (c Split) Done(rec crdt.Record) bool {
-	return rec.Epoch == c.Epoch && rec.Phase == crdt.PhaseActive && rec.Version > c.Version && rec.Group(c.Into) != nil && slices.Equal(rec.RangesOf(c.Into), joined(c.Blocks))
+	return rec.Epoch == c.Epoch && rec.Phase == crdt.PhaseActive && rec.Version > c.Version && rec.Group(c.Into) != nil && slices.Equal(rec.RangesOf(c.Into), ukai.JoinRanges(c.Blocks))
 }
 
 func (c Split) String() string { return fmt.Sprintf("split of group %d into %d", c.Group, c.Into) }
-
-// joined returns sorted ranges with neighbours made one.
-func joined(list []ukai.Range) (out []ukai.Range) {
-	for _, r := range list {
-		if n := len(out); n > 0 && out[n-1].End() == r.First {
-			out[n-1].Count += r.Count
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
-}
 
 // Merge gives all blocks of a group to another that has the same replicas, all in sync in both. The group is no more.
 type Merge struct {
@@ -107,20 +95,11 @@ func (c Merge) Apply(rec crdt.Record) (crdt.Record, error) {
 	case !slices.Equal(g.Members, into.Members) || g.Count(crdt.InSync) != len(g.Members):
 		return rec, reject(c, "their replicas are not the same, all of them in sync")
 	}
-	for i := range rec.Runs {
-		if rec.Runs[i].Group == c.Group {
-			rec.Runs[i].Group = c.Into
+	for _, r := range rec.RangesOf(c.Group) {
+		if err := rec.SetRange(r, c.Into); err != nil {
+			return rec, reject(c, "%w", err)
 		}
 	}
-	var runs []crdt.Run
-	for _, r := range rec.Runs {
-		if n := len(runs); n > 0 && runs[n-1].Group == r.Group {
-			runs[n-1].Count += r.Count
-			continue
-		}
-		runs = append(runs, r)
-	}
-	rec.Runs = runs
 	rec.Groups = slices.DeleteFunc(rec.Groups, func(g crdt.Group) bool { return g.ID == c.Group })
 	return finish(c, rec)
 }

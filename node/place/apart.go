@@ -177,14 +177,10 @@ func (w *work) moves(disk Rule, rec *crdt.Record, of func(*crdt.Record, uint8) [
 
 // largestFirst returns the groups of a record, those with the most blocks first.
 func largestFirst(rec *crdt.Record) (list []*crdt.Group) {
-	count := map[uint8]uint64{}
-	for _, r := range rec.Runs {
-		count[r.Group] += r.Count
-	}
 	for i := range rec.Groups {
 		list = append(list, &rec.Groups[i])
 	}
-	slices.SortStableFunc(list, func(a, b *crdt.Group) int { return cmp.Compare(count[b.ID], count[a.ID]) })
+	slices.SortStableFunc(list, func(a, b *crdt.Group) int { return cmp.Compare(rec.BytesOf(b.ID), rec.BytesOf(a.ID)) })
 	return list
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ukai"
+	"ukai/crdt"
 )
 
 // maxArbiterCandidates bounds the sets of arbiters that are compared: choosing 5 of 16 is 4368 sets.
@@ -421,3 +422,58 @@ func (e *election) warnings(set uint32) []string {
 	}
 	return list
 }
+
+// arbiters plans a move of the quorum record, if that makes the disk survive more, or brings the record to where the
+// replicas will be. A few milliseconds more or less are no reason to move it.
+func (w *work) arbiters() {
+	if len(w.targets) == 0 || w.rec.Quorum != crdt.Majority {
+		return // who may decide alone was chosen by an operator
+	}
+	e := w.p.election(w.targets)
+	if e.best == 0 {
+		return
+	}
+	var now uint32
+	var gone []string
+	for _, id := range w.rec.Arbiters {
+		i, known := w.p.index[id]
+		at := slices.Index(e.candidates, i)
+		switch {
+		case known && at >= 0 && !w.p.nodes[i].Drain:
+			now |= 1 << at
+		case known:
+			gone = append(gone, w.p.nodes[i].name())
+		default:
+			gone = append(gone, id.Short())
+		}
+	}
+	if len(gone) == 0 && now == e.best {
+		return
+	}
+	var old, top score
+	if len(gone) == 0 {
+		old, top = e.score(now), e.score(e.best)
+	}
+	var why string
+	switch {
+	case len(gone) > 0:
+		why = strings.Join(gone, ", ") + " cannot keep it any more"
+	case len(w.rec.Arbiters) != bits.OnesCount32(e.best):
+		why = fmt.Sprintf("%d nodes should keep it", bits.OnesCount32(e.best))
+	case slices.Compare(top.survived[:], old.survived[:]) > 0:
+		why = "the disk survives more failures then"
+	case top.far+arbiterDistance < old.far && 2*top.far < old.far:
+		why = "they are nearer to the replicas"
+	default:
+		return
+	}
+	ids := e.ids(e.best)
+	if slices.Equal(ids, w.rec.Arbiters) {
+		return
+	}
+	w.plan.Steps = append(w.plan.Steps, Step{Kind: MoveArbiters, Arbiters: ids, Why: why})
+	w.plan.Warnings = append(w.plan.Warnings, e.warnings(e.best)...)
+}
+
+// arbiterDistance is the gain in round-trip time, summed over the replicas, for which the quorum record is moved.
+const arbiterDistance = 5 * time.Millisecond

@@ -1,11 +1,8 @@
 package place
 
 import (
-	"cmp"
 	"fmt"
-	"math/bits"
 	"slices"
-	"strings"
 	"time"
 
 	"ukai"
@@ -131,8 +128,7 @@ const LostAfter = 30 * time.Second
 //
 // The error matches ukai.ErrInvalid for a rule that means nothing.
 func Relocate(in Input) (Plan, error) {
-	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
-	p.Lost, p.Fewer, p.Ranges, p.Kept = in.Lost, in.Fewer, in.Ranges, in.Kept
+	p := in.planner()
 	plan, err := p.Plan(in.Rule, in.Rec, in.Allocated)
 	if err == nil {
 		about := in.Rule
@@ -145,10 +141,12 @@ func Relocate(in Input) (Plan, error) {
 }
 
 // relocate is Relocate without the reasons, which take most of the time.
-func relocate(in Input) (Plan, error) {
+func relocate(in Input) (Plan, error) { return in.planner().Plan(in.Rule, in.Rec, in.Allocated) }
+
+func (in Input) planner() *Planner {
 	p := NewPlanner(in.Nodes, in.Near, in.Now, in.RepairAfter)
 	p.Lost, p.Fewer, p.Ranges, p.Kept = in.Lost, in.Fewer, in.Ranges, in.Kept
-	return p.Plan(in.Rule, in.Rec, in.Allocated)
+	return p
 }
 
 // work is the making of one plan.
@@ -302,246 +300,3 @@ func (p *Planner) reasons(rule Rule, need int64, g *crdt.Group, target []int) []
 	}
 	return list
 }
-
-// steps lists what leads from a group's members to the target.
-func (w *work) steps(g *crdt.Group, target []int) {
-	coming := 0 // in sync when everything that is added or brought up to date is
-	bytes := w.need
-	wanted := func(id ukai.NodeID) bool {
-		i, known := w.p.index[id]
-		return known && slices.Contains(target, i)
-	}
-	q := queue{w: w, g: g, members: len(g.Members), inSync: g.Count(crdt.InSync)}
-	for _, m := range g.Members { // a node has one replica of a group
-		if w.p.lost(m) && wanted(m.Node) {
-			q.drop(Step{Group: g.ID, Node: m.Node, Replica: m.Replica, Why: lostWhy})
-		}
-	}
-	// All data of new replicas goes through the holder: with a replica of its own first, it comes from afar only once.
-	if holder, known := w.holder(); known {
-		if at := slices.Index(target, holder); at > 0 {
-			target = slices.Insert(slices.Delete(slices.Clone(target), at, at+1), 0, holder)
-		}
-	}
-	for _, i := range target {
-		n := &w.p.nodes[i]
-		if slices.ContainsFunc(g.Members, func(m crdt.Member) bool { return m.Node == n.ID && !w.p.lost(m) }) {
-			if n.Alive {
-				coming++
-			}
-			continue
-		}
-		coming++
-		q.adds = append(q.adds, i)
-	}
-	for _, m := range g.Members {
-		if m.Role == crdt.Async || wanted(m.Node) {
-			continue
-		}
-		i, known := w.p.index[m.Node]
-		s := Step{Group: g.ID, Node: m.Node, Replica: m.Replica, Why: w.p.stays(m.Node), Frees: bytes}
-		switch {
-		case s.Why != "":
-		case w.p.lost(m):
-			s.Why = lostWhy
-		default:
-			s.Why = "the rule does not want it there"
-		}
-		switch {
-		case m.Role == crdt.InSync:
-			q.ins = append(q.ins, s)
-		case w.plan.Unmet == "" || known && w.p.nodes[i].Alive && !w.p.lost(m): // else it may come back, and is better than nothing
-			q.outs = append(q.outs, s)
-		}
-	}
-	// With a rule that cannot be met, what is there is not given up for less.
-	q.floor = max(min(w.e.replicas(), q.inSync), 1)
-	if coming < q.floor {
-		q.floor = crdt.MaxMembers + 1
-	}
-	first := w.p.Fewer && w.plan.Unmet == "" && len(q.adds) > 0
-	if first {
-		q.floor = max(1, min(w.rec.MinSync, w.inSync)) // what is in force then: a smaller one is set first, a larger one last
-		q.farthestFirst()
-		q.drops()
-	}
-	for _, i := range q.adds {
-		if !q.room() {
-			w.full(g)
-			break
-		}
-		q.add(i, bytes)
-	}
-	q.drops()
-}
-
-// holder returns the node that has the disk attached.
-func (w *work) holder() (i int, known bool) {
-	i, known = w.p.index[w.rec.Holder]
-	return i, known && w.rec.Phase == crdt.PhaseActive
-}
-
-// full says that a group has as many replicas as can be, and none may go before another is made.
-func (w *work) full(g *crdt.Group) {
-	if w.plan.Unmet != "" {
-		return
-	}
-	w.plan.Missing = fmt.Sprintf("%d replicas, the most there can be, are to go on being in sync until others are", len(g.Members))
-	w.plan.Help = "ask for fewer copies, or allow fewer in sync while it moves: --allow-fewer"
-	w.plan.Unmet = w.plan.Missing + "; what would help: " + w.plan.Help
-}
-
-// queue puts the steps of one group into an order.
-type queue struct {
-	w               *work
-	g               *crdt.Group
-	adds            []int  // nodes, in order
-	outs, ins       []Step // drops of replicas that are not in sync, and of those that are
-	members, inSync int    // when all steps so far are done
-	floor           int    // fewest in sync that a drop may leave
-	gone            []ukai.ReplicaID
-}
-
-func (q *queue) drop(s Step) {
-	s.Kind, s.InSync = DropReplica, q.inSync
-	q.members--
-	q.gone = append(q.gone, s.Replica)
-	q.w.plan.Steps = append(q.w.plan.Steps, s)
-}
-
-// next drops one replica that may go now. Those that are not in sync go first: that costs nothing.
-func (q *queue) next() bool {
-	if len(q.outs) > 0 {
-		s := q.outs[0]
-		q.outs = q.outs[1:]
-		q.drop(s)
-		return true
-	}
-	if len(q.ins) == 0 || q.inSync-1 < q.floor {
-		return false
-	}
-	s := q.ins[0]
-	q.ins = q.ins[1:]
-	q.inSync--
-	q.drop(s)
-	return true
-}
-
-// drops drops all that may go now.
-func (q *queue) drops() {
-	for q.next() {
-	}
-}
-
-// room makes sure that another replica can be added, by drops that come early.
-func (q *queue) room() bool {
-	for q.members >= crdt.MaxMembers {
-		if !q.next() {
-			return false
-		}
-	}
-	return true
-}
-
-func (q *queue) add(node int, bytes int64) {
-	q.members++
-	q.inSync++
-	id, reuses := q.w.p.nodes[node].ID, int64(0)
-	replica := q.w.grouping.take(node, bytes)
-	if replica == 0 {
-		reuses = min(q.w.p.Kept[id], bytes)
-	}
-	q.w.plan.Steps = append(q.w.plan.Steps, Step{
-		Kind: AddReplica, Group: q.g.ID, Node: id, Replica: replica, From: q.w.nearest(q.g, q.gone, node), Bytes: bytes, Reuses: reuses, InSync: q.inSync,
-	})
-}
-
-// farthestFirst sorts the replicas in sync that are to go so that those from which copies are made soonest go last: the nearest to the node that copies, or
-// if nobody has the disk attached to the first new replica.
-func (q *queue) farthestFirst() {
-	to, known := q.w.holder()
-	if !known {
-		to = q.adds[0]
-	}
-	slices.SortStableFunc(q.ins, func(a, b Step) int {
-		i, knownA := q.w.p.index[a.Node]
-		j, knownB := q.w.p.index[b.Node]
-		if !knownA || !knownB {
-			return compareBool(knownA, knownB)
-		}
-		d := q.w.p.distances(to)
-		return cmp.Or(compareBool(q.w.p.nodes[i].Alive, q.w.p.nodes[j].Alive), cmp.Compare(d[j], d[i]))
-	})
-}
-
-const lostWhy = "it is gone, or its disk has failed"
-
-// nearest returns the node with an in-sync replica, that is not gone, which is nearest to another.
-func (w *work) nearest(g *crdt.Group, gone []ukai.ReplicaID, to int) (from ukai.NodeID) {
-	var best time.Duration
-	for _, m := range g.InSync() {
-		i, known := w.p.index[m.Node]
-		if !known || !w.p.nodes[i].Alive || slices.Contains(gone, m.Replica) {
-			continue
-		}
-		if d := w.p.distances(i)[to]; from.IsZero() || d < best {
-			from, best = m.Node, d
-		}
-	}
-	return from
-}
-
-// arbiters plans a move of the quorum record, if that makes the disk survive more, or brings the record to where the
-// replicas will be. A few milliseconds more or less are no reason to move it.
-func (w *work) arbiters() {
-	if len(w.targets) == 0 || w.rec.Quorum != crdt.Majority {
-		return // who may decide alone was chosen by an operator
-	}
-	e := w.p.election(w.targets)
-	if e.best == 0 {
-		return
-	}
-	var now uint32
-	var gone []string
-	for _, id := range w.rec.Arbiters {
-		i, known := w.p.index[id]
-		at := slices.Index(e.candidates, i)
-		switch {
-		case known && at >= 0 && !w.p.nodes[i].Drain:
-			now |= 1 << at
-		case known:
-			gone = append(gone, w.p.nodes[i].name())
-		default:
-			gone = append(gone, id.Short())
-		}
-	}
-	if len(gone) == 0 && now == e.best {
-		return
-	}
-	var old, top score
-	if len(gone) == 0 {
-		old, top = e.score(now), e.score(e.best)
-	}
-	var why string
-	switch {
-	case len(gone) > 0:
-		why = strings.Join(gone, ", ") + " cannot keep it any more"
-	case len(w.rec.Arbiters) != bits.OnesCount32(e.best):
-		why = fmt.Sprintf("%d nodes should keep it", bits.OnesCount32(e.best))
-	case slices.Compare(top.survived[:], old.survived[:]) > 0:
-		why = "the disk survives more failures then"
-	case top.far+arbiterDistance < old.far && 2*top.far < old.far:
-		why = "they are nearer to the replicas"
-	default:
-		return
-	}
-	ids := e.ids(e.best)
-	if slices.Equal(ids, w.rec.Arbiters) {
-		return
-	}
-	w.plan.Steps = append(w.plan.Steps, Step{Kind: MoveArbiters, Arbiters: ids, Why: why})
-	w.plan.Warnings = append(w.plan.Warnings, e.warnings(e.best)...)
-}
-
-// arbiterDistance is the gain in round-trip time, summed over the replicas, for which the quorum record is moved.
-const arbiterDistance = 5 * time.Millisecond

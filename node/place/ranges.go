@@ -183,7 +183,7 @@ func (r RangeRules) pieces(disk Rule, blocks []ukai.Range) []piece {
 	var out []piece
 	for c := 0; c <= len(r); c++ {
 		if list := by[c]; list != nil {
-			out = append(out, piece{c, joinedBlocks(list)})
+			out = append(out, piece{c, ukai.JoinRanges(list)})
 		}
 	}
 	if out == nil {
@@ -198,19 +198,6 @@ func (r RangeRules) rule(disk Rule, class int) Rule {
 		return disk
 	}
 	return r[class-1].Rule
-}
-
-// joinedBlocks returns ranges in order with neighbours made one.
-func joinedBlocks(list []ukai.Range) (out []ukai.Range) {
-	slices.SortFunc(list, func(a, b ukai.Range) int { return cmp.Compare(a.First, b.First) })
-	for _, b := range list {
-		if n := len(out); n > 0 && out[n-1].End() == b.First {
-			out[n-1].Count += b.Count
-			continue
-		}
-		out = append(out, b)
-	}
-	return out
 }
 
 // mergeable says whether two groups may become one now.

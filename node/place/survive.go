@@ -215,34 +215,27 @@ func (s *Survey) repair(in Input, gone Selector, out *Outcome) {
 
 // remedy looks for something that makes a disk survive: by trying what an administrator could do, mildest first.
 func (s *Survey) remedy(disk string, in Input, gone Selector, fate Fate) string {
-	mends := func(rule Rule) bool {
+	mends := func(rule Rule, ranges RangeRules) bool {
 		if rule.check() != nil {
 			return false
 		}
 		with := in
-		with.Rule = rule
+		with.Rule, with.Ranges = rule, ranges
 		plan, err := relocate(with)
 		return err == nil && plan.Unmet == "" && s.fate(plan.After(in.Rec), gone).Fate < min(fate, Waits)
 	}
 	if len(in.Rule.Terms) > 0 {
-		if mends(in.Rule) {
+		if mends(in.Rule, in.Ranges) {
 			return "nothing: its relocation is under way, see ukai-node place show " + disk
 		}
 		for _, r := range s.stronger(in.Rule, gone) {
-			if mends(r) {
+			if mends(r, in.Ranges) {
 				return fmt.Sprintf("ukai-node place disk %s %s", disk, r)
 			}
 		}
 		for _, x := range in.Ranges {
 			for _, r := range s.stronger(x.Rule, gone) {
-				ranges, err := in.Ranges.Set(x.Blocks, r)
-				if err != nil {
-					continue
-				}
-				with := in
-				with.Ranges = ranges
-				plan, err := relocate(with)
-				if err == nil && plan.Unmet == "" && s.fate(plan.After(in.Rec), gone).Fate < min(fate, Waits) {
+				if ranges, err := in.Ranges.Set(x.Blocks, r); err == nil && mends(in.Rule, ranges) {
 					return fmt.Sprintf("ukai-node place disk %s --blocks %v %s", disk, x.Blocks, r)
 				}
 			}
