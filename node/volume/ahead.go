@@ -18,7 +18,7 @@ func leader(rec *crdt.Record, node ukai.NodeID) ukai.ReplicaID {
 		return 0
 	}
 	for i := range rec.Groups {
-		for _, m := range inSync(rec, rec.Groups[i].ID) {
+		for _, m := range rec.InSync(rec.Groups[i].ID) {
 			if m.Node == node {
 				return m.Replica
 			}
@@ -77,13 +77,8 @@ func (h *holding) catchUp(op *mutation) {
 	}
 	if op.complete() && h.generation.Load() == op.generation && h.over.Load() == nil {
 		op.settled = true // dirty is set since the guest was answered, and a flush that cleared it waits for this
-	} else {
-		h.mu.Lock()
-		h.window.redo(op)
-		h.mu.Unlock()
-		if err := h.insist(op); err != nil && h.err() == nil {
-			h.end(fmt.Errorf("an acknowledged write cannot be completed: %w: %w", err, ukai.ErrLost))
-		}
+	} else if err := h.insist(op); err != nil && h.err() == nil {
+		h.end(fmt.Errorf("an acknowledged write cannot be completed: %w: %w", err, ukai.ErrLost))
 	}
 	op.finish()
 }

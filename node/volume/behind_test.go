@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -109,6 +110,47 @@ func TestFlushBehindAWriteThatALaterOneOvertakes(t *testing.T) {
 		w.nodes[1].kill()
 		w.nodes[1].restart(true)
 		if got := w.nodes[1].raw(0, 1)[0]; got != 0 {
+			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
+		}
+	})
+}
+
+func TestFlushBehindWritesIsNoneIfAReplicaCannotSync(t *testing.T) {
+	mem, broken := mediaFault(1, store.OpSync)
+	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal, mem: mem}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.flush(0)
+		w.setDelay(1, 10*time.Millisecond)
+		w.quick(0, 0, fill(4096, 2))
+		broken.Store(true)
+		w.flush(0)
+		if in := w.inSync(); !slices.Equal(in, []int{0}) {
+			t.Errorf("in sync after a flush that n1 could not do: %v", in)
+		}
+	})
+}
+
+func TestReplicaThatDoesNotCountIsNotFlushedBehindWrites(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.flush(0)
+		h := w.d(0).holding.Load()
+		m := h.members[w.nodes[1].rid]
+		h.mu.Lock()
+		m.newLink(m.session, false) // as one of an older release answers
+		h.mu.Unlock()
+		w.setDelay(1, 10*time.Millisecond)
+		w.quick(0, 0, fill(4096, 2))
+		begin := time.Now()
+		w.flush(0)
+		if took := time.Since(begin); took < 40*time.Millisecond {
+			t.Errorf("the flush took %v, want two round trips of 20 ms", took)
+		}
+		w.nodes[1].kill()
+		w.nodes[1].restart(true)
+		if got := w.nodes[1].raw(0, 1)[0]; got != 2 {
 			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
 		}
 	})

@@ -8,7 +8,6 @@ import (
 	"ukai"
 	"ukai/crdt"
 	"ukai/node/cell"
-	"ukai/node/wire"
 )
 
 // flushBefore bounds how long all replicas in sync may take to answer before one of them is dropped.
@@ -39,10 +38,7 @@ func (h *holding) retire(ctx context.Context, group uint8, replica ukai.ReplicaI
 	if in {
 		// The others are not only said to be in sync: they answer, or are put out of the set first.
 		ctx, cancel := context.WithTimeout(ctx, flushBefore)
-		err := h.drain(ctx)
-		if err == nil {
-			err = h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
-		}
+		err := h.flushDrained(ctx)
 		cancel()
 		if err != nil {
 			return fmt.Errorf("flush before: %w", err)

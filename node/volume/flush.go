@@ -18,9 +18,7 @@ func (h *holding) flush(ctx context.Context) error {
 	h.dirty.Store(false)
 	done, err := h.flushBehind(ctx)
 	if err == nil && !done {
-		if err = h.drain(ctx); err == nil {
-			err = h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
-		}
+		err = h.flushDrained(ctx)
 	}
 	if err != nil {
 		h.dirty.Store(true) // before flushing, or adopt could see neither
@@ -29,12 +27,20 @@ func (h *holding) flush(ctx context.Context) error {
 	return err
 }
 
+// flushDrained has every replica that may be in sync sync, once it has what guests were told of.
+func (h *holding) flushDrained(ctx context.Context) error {
+	if err := h.drain(ctx); err != nil {
+		return err
+	}
+	return h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
+}
+
 // overtakenRest is how many flushes are not tried that way after one to which writes of others came in the way: there will be more, and it was in vain.
 const overtakenRest = 15
 
 // flushBehind is flush while the window is not empty, in one round trip: the replicas are asked at once, and each syncs when it has applied as many
-// mutations as it was sent before. It says whether that was a flush: not if others were sent meanwhile, which count as well, if one of those mutations had
-// to be sent again, or the replicas are others by then. It is a matter of speed alone: whoever is not sure drains the window first.
+// mutations as it was sent before. It says whether that was a flush: not if anything was sent since, be it by others, which counts as well in place of
+// something slower, or once more; nor if the replicas are others by then. It is a matter of speed alone: whoever is not sure drains the window first.
 func (h *holding) flushBehind(ctx context.Context) (bool, error) {
 	if n := h.overtaken.Load(); n > 0 {
 		h.overtaken.CompareAndSwap(n, n-1)
@@ -42,19 +48,17 @@ func (h *holding) flushBehind(ctx context.Context) (bool, error) {
 	}
 	v := h.view.Load()
 	h.mu.Lock()
-	if h.window.first == nil || h.window.redoing > 0 || h.view.Load() != v {
-		h.mu.Unlock()
+	drained := h.window.drained() // all that are in the window now have been sent
+	h.mu.Unlock()
+	if drained == nil {
 		return false, nil
 	}
-	// All that are in the window now have been sent.
-	redone, drained := h.window.redone, h.window.drained()
-	h.mu.Unlock()
 	op := h.newMutation(wire.KindFlush, allGroups, nil, 0, 0)
 	op.behind, op.generation = true, h.generation.Load()
 	op.aim(v)
 	defer op.finish()
 	for i := range op.targets {
-		if l := op.targets[i].m.link.Load(); l == nil || !l.counts || l.uneven.Load() {
+		if l := op.targets[i].m.link.Load(); l == nil || l.uneven.Load() {
 			return false, nil
 		}
 	}
@@ -65,20 +69,19 @@ func (h *holding) flushBehind(ctx context.Context) (bool, error) {
 			t.l.uneven.Store(true)
 		}
 	}
-	// What was sent later may have been counted in place of something that was not applied yet.
+	if err := h.awaitDrained(ctx, drained); err != nil {
+		return false, err
+	}
+	if !op.complete() || h.view.Load() != v {
+		return false, nil
+	}
 	for i := range op.targets {
-		if t := &op.targets[i]; t.m.local == nil && (t.l == nil || t.l.sent.Load() != uint64(t.msg.Offset)) {
+		if t := &op.targets[i]; t.m.local == nil && (t.m.link.Load() != t.l || t.l.sent.Load() != uint64(t.msg.Offset)) {
 			h.overtaken.Store(overtakenRest)
 			return false, nil
 		}
 	}
-	if err := h.awaitDrained(ctx, drained); err != nil {
-		return false, err
-	}
-	h.mu.Lock()
-	same := h.window.redone == redone && h.view.Load() == v
-	h.mu.Unlock()
-	return same && op.complete() && h.sealDone(op), nil
+	return h.sealDone(op), nil
 }
 
 // checkpointNow is checkpoint after any that runs. When it returns nil every mutation that had begun when it was called is

@@ -131,7 +131,7 @@ func (w *world) groupOn(group uint8, nodes ...int) {
 	w.awaitAllInSync()
 	rec := w.cells.record()
 	var on []int
-	for _, m := range inSync(&rec, group) {
+	for _, m := range rec.InSync(group) {
 		on = append(on, int(m.Node[0])-1)
 	}
 	if slices.Sort(on); !slices.Equal(on, nodes) {

@@ -1,12 +1,14 @@
 package volume
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 
+	"ukai"
 	"ukai/crdt"
 	"ukai/node/pace"
 )
@@ -111,4 +113,49 @@ func TestToNoteWhatAGuestFeelsTakesNoMemory(t *testing.T) {
 		}
 		d.host.copies.quiet.Store(0)
 	}
+}
+
+// A write that hangs keeps a copy from its range; that copy must not keep others from being made.
+func TestACopyThatWaitsForItsRangeGivesItsRoomToOthers(t *testing.T) {
+	e := new(told)
+	bubble(t, setup{nodes: 3, replicas: 2, host: e.host}, func(w *world) {
+		w.resyncing(2, 0, 4, time.Millisecond)
+		host, h := w.nodes[2].host.Load(), w.d(2).holding.Load()
+		underWay := func() bool {
+			host.copies.mu.Lock()
+			defer host.copies.mu.Unlock()
+			return host.copies.bound.Inflight() > 0
+		}
+		for begin := time.Now(); !underWay(); time.Sleep(100 * time.Microsecond) { // comparing
+			if time.Since(begin) > time.Minute {
+				t.Fatal("nothing is compared")
+			}
+		}
+		var locked []*claim
+		for b := range int64(4) {
+			c := &claim{index: ukai.Index(b), off: b * testBlock, end: (b + 1) * testBlock, exclusive: true}
+			if err := h.locks.lock(w.t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			locked = append(locked, c)
+		}
+		time.Sleep(roomFor / 2)
+		if !underWay() {
+			t.Fatal("no copy waits for its range: this shows nothing")
+		}
+		ctx, cancel := context.WithTimeout(w.t.Context(), 3*roomFor)
+		defer cancel()
+		release, err := host.room(ctx, pace.MaxWindow) // as much as there is
+		if err != nil {
+			t.Fatalf("no room while a range is locked: %v", err)
+		}
+		release()
+		for _, c := range locked {
+			h.locks.unlock(c)
+		}
+		w.wantReturn(0)
+		if failed := e.of(ResyncFailed); len(failed) > 0 {
+			t.Errorf("the resync was given up meanwhile: %+v", failed)
+		}
+	})
 }

@@ -127,7 +127,7 @@ func newHolding(d *Disk, rec crdt.Record) *holding {
 	h.check.Store(newCheck(rec.Epoch, 1, ukai.Blocks(rec.Size, rec.BlockSize)))
 	h.sets.resolve(rec)
 	for i := range rec.Groups {
-		for _, m := range inSync(&rec, rec.Groups[i].ID) {
+		for _, m := range rec.InSync(rec.Groups[i].ID) {
 			if h.members[m.Replica] == nil {
 				h.members[m.Replica] = &member{h: h, Member: m}
 			}

@@ -41,9 +41,8 @@ type link struct {
 	flushes outstanding
 
 	// What a flush counts by that is sent behind mutations under way, see flushBehind.
-	counts bool          // the replica does
 	sent   atomic.Uint64 // writes, zeros and discards
-	uneven atomic.Bool   // one of them failed: the replica may have applied fewer
+	uneven atomic.Bool   // the replica may have counted otherwise: one of them failed, or it does not count from the beginning of the session
 }
 
 // count counts a request that the replica counts, too. It comes before the request is sent.
@@ -66,7 +65,8 @@ func mutates(kind wire.Kind) bool {
 
 // newLink puts a session in use. The caller holds h.mu.
 func (m *member) newLink(session uint32, counts bool) {
-	l := &link{session: session, counts: counts || m.local != nil}
+	l := &link{session: session}
+	l.uneven.Store(!counts && m.local == nil)
 	l.ctx, l.cancel = context.WithCancel(m.h.ctx)
 	m.failure, m.lasting, m.dropFirst = nil, false, false
 	m.link.Store(l)

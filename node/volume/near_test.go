@@ -109,12 +109,18 @@ func (f *following) readable(off, end int64) bool {
 
 func TestATakeoverWaitsForTheLeaseIfAReplicaFollowsOnAnotherNode(t *testing.T) {
 	for _, test := range []struct {
-		on    byte
-		waits bool
-	}{{2, true}, {1, false}} { // by node 1
+		on     byte
+		forced bool
+		waits  bool
+	}{{2, false, true}, {1, false, false}, {0, true, true}} { // by node 1; a pick drops who follows from the record
 		rec := record(1, 3)
 		rec.Holder = ukai.NodeID{1}
-		rec.Groups[0].Members = append(rec.Groups[0].Members, crdt.Member{Replica: 9, Node: ukai.NodeID{test.on}, Role: crdt.Syncing})
+		if test.on != 0 {
+			rec.Groups[0].Members = append(rec.Groups[0].Members, crdt.Member{Replica: 9, Node: ukai.NodeID{test.on}, Role: crdt.Syncing})
+		}
+		if test.forced {
+			rec.Epoch = ukai.NewEpoch(1, 7)
+		}
 		tk := newTakeover(rec, 0)
 		for _, m := range tk.members() {
 			tk.onSealed(10*time.Second, 9*time.Second, m, sealReply{Quiet: time.Second})
@@ -124,7 +130,7 @@ func TestATakeoverWaitsForTheLeaseIfAReplicaFollowsOnAnotherNode(t *testing.T) {
 			want = 9*time.Second + leaseWait
 		}
 		if got := tk.leaseEnds(false); got != want {
-			t.Errorf("with one on node %d the lease ends at %v, want %v", test.on, got, want)
+			t.Errorf("%+v: the lease ends at %v, want %v", test, got, want)
 		}
 	}
 }

@@ -181,3 +181,15 @@ func TestReplicasAreOpenedOnceAndClosedWhileOthersAskForThem(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 }
+
+func TestReplicaThatHasComeIntoUseSinceIsNotRetired(t *testing.T) {
+	h := newSealed(t)
+	defer func() { _ = h.rs.Close() }()
+	retire := func(was store.State) error { return h.rs.Retire(t.Context(), h.key.disk, h.key.replica, was) }
+	if err := retire(store.StateNew); !errors.Is(err, ukai.ErrRejected) || h.data.Header().State != store.StateOpen {
+		t.Errorf("judged when it was new: %v, it is %v", err, h.data.Header().State)
+	}
+	if err := retire(store.StateOpen); err != nil || h.data.Header().State != store.StateRetired {
+		t.Errorf("judged when it was in use: %v, it is %v", err, h.data.Header().State)
+	}
+}

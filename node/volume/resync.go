@@ -363,10 +363,7 @@ func (f *following) grow(ctx context.Context, l *link) error {
 	<-h.reconfiguring
 	for {
 		h.mu.Lock()
-		known := &h.sets.known
-		// A group that is no more was merged into another, for which all its replicas were in sync.
-		left := slices.DeleteFunc(slices.Clone(f.groups), func(id uint8) bool { return known.Group(id) == nil })
-		doubt, in := h.sets.inDoubt(), inSyncIn(known, f.m.Replica, left)
+		doubt, in := h.sets.inDoubt(), grown(&h.sets.known, f.m.Replica, f.groups)
 		if !doubt {
 			f.mu.Lock()
 			if !in {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -590,4 +591,43 @@ func TestMaintenanceLeavesAHeldDiskAlone(t *testing.T) {
 			t.Errorf("free: %v", err)
 		}
 	})
+}
+
+// From the moment on at which the record says that it is in sync writes go to a replica as to any other, whatever whoever had it grow knows.
+func TestReplicaThatIsInSyncFollowsNoMore(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2}, func(w *world) {
+		w.resyncing(2, 0, 4, 10*time.Millisecond)
+		h, rid := w.d(2).holding.Load(), w.nodes[0].rid
+		look := func() (follows, acks bool) {
+			g := h.view.Load().group(0)
+			return g.follow != nil, slices.ContainsFunc(g.ack, func(m *member) bool { return m.Replica == rid })
+		}
+		h.mu.Lock()
+		known := h.sets.known
+		before, _ := look()
+		h.sets.known = withRole(known, rid, crdt.InSync)
+		h.rebuild()
+		follows, acks := look()
+		h.sets.known = known
+		h.rebuild()
+		h.mu.Unlock()
+		if !before || follows || !acks {
+			t.Errorf("followed before: %v; in sync it follows: %v, writes wait for it: %v", before, follows, acks)
+		}
+		w.wantReturn(0)
+	})
+}
+
+func TestGrownCountsAGroupThatWasMerged(t *testing.T) {
+	const rid = 2
+	rec, out := record(1, 1, rid), record(1, 1)
+	for _, test := range []struct {
+		rec    crdt.Record
+		groups []uint8
+		want   bool
+	}{{rec, []uint8{0}, true}, {rec, []uint8{0, 5}, true}, {out, []uint8{0}, false}, {out, []uint8{0, 5}, false}} {
+		if got := grown(&test.rec, rid, test.groups); got != test.want {
+			t.Errorf("%v of %+v: %v", test.groups, test.rec.Groups, got)
+		}
+	}
 }

@@ -334,7 +334,7 @@ func TestGuestWritesOnWhileAReplicaReturns(t *testing.T) {
 				seen := false
 				for {
 					rec := w.cells.record()
-					in := len(inSync(&rec, 0))
+					in := len(rec.InSync(0))
 					if h := w.d(0).holding.Load(); !seen && h.view.Load() != nil && len(h.view.Load().groups[0].ack) == 2 {
 						seen = true
 						during.Store(l.slowest.Load())

@@ -26,10 +26,10 @@ func (p *candidates) inDoubt() bool { return len(p.proposed) > 0 }
 
 // ackSet returns the replicas of a group that must acknowledge a write: every one that may be in sync.
 func (p *candidates) ackSet(group uint8) []crdt.Member {
-	set := inSync(&p.known, group)
+	set := p.known.InSync(group)
 	for i := range p.proposed {
 		for _, g := range p.counterparts(i, group) {
-			for _, m := range inSync(&p.proposed[i], g) {
+			for _, m := range p.proposed[i].InSync(g) {
 				if !slices.ContainsFunc(set, func(s crdt.Member) bool { return s.Replica == m.Replica }) {
 					set = append(set, m)
 				}
@@ -62,10 +62,10 @@ func (p *candidates) counterparts(proposal int, group uint8) []uint8 {
 // readSet returns the replicas of a group that may be read: those that are in sync whatever the outcome. One that may
 // have been dropped may already miss writes.
 func (p *candidates) readSet(group uint8) []crdt.Member {
-	set := inSync(&p.known, group)
+	set := p.known.InSync(group)
 	for i := range p.proposed {
 		for _, g := range p.counterparts(i, group) {
-			other := inSync(&p.proposed[i], g)
+			other := p.proposed[i].InSync(g)
 			set = slices.DeleteFunc(set, func(s crdt.Member) bool {
 				return !slices.ContainsFunc(other, func(m crdt.Member) bool { return s.Replica == m.Replica })
 			})
@@ -111,27 +111,11 @@ func (p *candidates) leaseSet() []crdt.Member {
 func (p *candidates) suspendedGroup() (group uint8, have int, suspended bool) {
 	for i := range p.known.Groups {
 		g := p.known.Groups[i].ID
-		if n := len(inSync(&p.known, g)); n < p.known.MinSync {
+		if n := len(p.known.InSync(g)); n < p.known.MinSync {
 			return g, n, true
 		}
 	}
 	return 0, 0, false
-}
-
-// inSync returns a new slice of the in-sync members of a group.
-func inSync(rec *crdt.Record, group uint8) []crdt.Member {
-	var set []crdt.Member
-	for i := range rec.Groups {
-		if rec.Groups[i].ID != group {
-			continue
-		}
-		for _, m := range rec.Groups[i].Members {
-			if m.Role == crdt.InSync {
-				set = append(set, m)
-			}
-		}
-	}
-	return set
 }
 
 // inSyncIn says whether a replica is in sync in each of some groups.
@@ -142,6 +126,13 @@ func inSyncIn(rec *crdt.Record, replica ukai.ReplicaID, groups []uint8) bool {
 		}
 	}
 	return true
+}
+
+// grown says whether a replica is in sync in those of some groups that there still are: one that is no more was merged into another, for which all its
+// replicas were in sync.
+func grown(rec *crdt.Record, replica ukai.ReplicaID, groups []uint8) bool {
+	left := slices.DeleteFunc(slices.Clone(groups), func(id uint8) bool { return rec.Group(id) == nil })
+	return inSyncIn(rec, replica, left)
 }
 
 // memberships returns in how many groups a replica is, and in how many of these it is in sync.

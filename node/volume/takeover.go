@@ -50,7 +50,7 @@ func newTakeover(rec crdt.Record, prefer ukai.ReplicaID) *takeover {
 func (t *takeover) members() []crdt.Member {
 	var all []crdt.Member
 	for i := range t.rec.Groups {
-		for _, m := range inSync(&t.rec, t.rec.Groups[i].ID) {
+		for _, m := range t.rec.InSync(t.rec.Groups[i].ID) {
 			if !slices.ContainsFunc(all, func(o crdt.Member) bool { return o.Replica == m.Replica }) {
 				all = append(all, m)
 			}
@@ -108,7 +108,7 @@ func (t *takeover) allHeard() bool {
 func (t *takeover) uncovered() error {
 	for i := range t.rec.Groups {
 		g := t.rec.Groups[i].ID
-		members := inSync(&t.rec, g)
+		members := t.rec.InSync(g)
 		if slices.ContainsFunc(members, func(m crdt.Member) bool { _, ok := t.sealed[m.Replica]; return ok }) {
 			continue
 		}
@@ -139,7 +139,7 @@ func (t *takeover) freeze() error {
 // durable, of these the one that may be ahead of the others, else the holder's own.
 func (t *takeover) set(group uint8) []sealed {
 	var s []sealed
-	for _, m := range inSync(&t.rec, group) {
+	for _, m := range t.rec.InSync(group) {
 		if e, ok := t.sealed[m.Replica]; ok {
 			s = append(s, e)
 		}

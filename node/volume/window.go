@@ -22,8 +22,6 @@ type window struct {
 	number      uint64 // of the last one admitted
 	bars        int    // nothing is admitted while this is not 0
 	drains      []drain
-	redoing     int    // mutations that are sent again, since a replica has not done them at once
-	redone      uint64 // how many ever were
 }
 
 // windowed is a mutation's place in the window.
@@ -32,7 +30,6 @@ type windowed struct {
 	number     uint64 // 0: not in the window
 	bytes      int64
 	since      time.Duration
-	redone     bool
 }
 
 // drain is somebody who waits until all mutations up to a number are on all replicas.
@@ -58,20 +55,10 @@ func (w *window) admit(op *mutation, bytes int64, now time.Duration) bool {
 	return true
 }
 
-// redo notes that a mutation has to be sent again: a flush that was sent behind its first sending does not cover it.
-func (w *window) redo(op *mutation) {
-	op.window.redone = true
-	w.redoing++
-	w.redone++
-}
-
 // remove takes a mutation out.
 func (w *window) remove(op *mutation) {
 	at := op.window
 	op.window = windowed{}
-	if at.redone {
-		w.redoing--
-	}
 	if at.prev == nil {
 		w.first = at.next
 	} else {

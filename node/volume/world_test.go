@@ -641,7 +641,7 @@ func (w *world) wantEqual() {
 	for i := range rec.Groups {
 		var first []byte
 		var of int
-		for _, m := range inSync(&rec, rec.Groups[i].ID) {
+		for _, m := range rec.InSync(rec.Groups[i].ID) {
 			n := w.nodes[int(m.Node[0])-1]
 			got := n.raw(0, rec.Size)
 			if first == nil {
@@ -712,7 +712,7 @@ func (w *world) wantReturn(n int) {
 
 func (w *world) inSync() (nodes []int) {
 	rec := w.cells.record()
-	for _, m := range inSync(&rec, 0) {
+	for _, m := range rec.InSync(0) {
 		nodes = append(nodes, int(m.Node[0])-1)
 	}
 	return nodes

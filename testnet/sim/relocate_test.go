@@ -11,6 +11,7 @@ import (
 
 	"ukai"
 	"ukai/node/admin"
+	"ukai/node/volume"
 )
 
 // locations returns "NODE role" of a disk's replicas as a node knows them.
@@ -95,19 +96,7 @@ func TestADiskMovesToItsNewRuleUnderIOAndLeavesNothingBehind(t *testing.T) {
 		if err := d.Attach(ctx); err != nil {
 			t.Fatal(err)
 		}
-		want := pattern(1, 8<<20)
-		i := 0
-		write := func() {
-			off := (i * 37 % 256) * 32 << 10
-			copy(want[off:], pattern(uint64(i), 32<<10))
-			if _, err := d.WriteAt(ctx, want[off:off+32<<10], int64(off)); err != nil {
-				t.Fatal(err)
-			}
-			i++
-		}
-		for i < 300 {
-			write()
-		}
+		want, write := scribble(t, d)
 		plan, err := o1.PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:2"}}, DryRun: true})
 		if err != nil || len(plan.Steps) < 4 {
 			t.Fatalf("%v: steps %+v", err, plan.Steps)
@@ -348,19 +337,7 @@ func TestADiskThatMayHaveFewerCopiesMovesWithoutSpaceForBoth(t *testing.T) {
 				if err := d.Attach(ctx); err != nil {
 					t.Fatal(err)
 				}
-				want := pattern(1, 8<<20)
-				i := 0
-				write := func() {
-					off := (i * 37 % 256) * 32 << 10
-					copy(want[off:], pattern(uint64(i), 32<<10))
-					if _, err := d.WriteAt(ctx, want[off:off+32<<10], int64(off)); err != nil {
-						t.Fatal(err)
-					}
-					i++
-				}
-				for i < 300 {
-					write()
-				}
+				want, write := scribble(t, d)
 				change := admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"dc=osaka:2"}, MinSync: minSync}, AllowFewer: true}
 				p, err := o1.PlaceDisk(ctx, "vm1", change)
 				if err != nil || p.Costs == nil || p.Costs.LeastInSync != minSync || !p.AllowFewer {
@@ -458,4 +435,23 @@ func TestADiskWhoseHolderIsGoneIsRepairedThoughNobodyOpensIt(t *testing.T) {
 			})
 		})
 	}
+}
+
+// scribble writes 300 pieces of 32 KiB here and there to a disk of 8 MiB. It returns what the disk holds then, and a function that writes one more.
+func scribble(t *testing.T, d *volume.Disk) (want []byte, write func()) {
+	t.Helper()
+	want = pattern(1, 8<<20)
+	i := 0
+	write = func() {
+		off := (i * 37 % 256) * 32 << 10
+		copy(want[off:], pattern(uint64(i), 32<<10))
+		if _, err := d.WriteAt(context.Background(), want[off:off+32<<10], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+		i++
+	}
+	for i < 300 {
+		write()
+	}
+	return want, write
 }
