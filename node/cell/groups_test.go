@@ -71,14 +71,20 @@ func TestSplitAndMergeChangeNoBlocksReplicasInSync(t *testing.T) {
 			list = append(list, r)
 			at = r.End()
 		}
-		group := uint8(rapid.IntRange(0, 5).Draw(t, "of"))
+		last := len(rec.Groups) - 1
+		group := uint8(rapid.IntRange(0, last+1).Draw(t, "of"))
 		if rapid.Bool().Draw(t, "whole runs") {
 			list = rec.RangesOf(group)
 			list = list[:len(list)/2]
 		}
-		var c Change = Split{Epoch: 1, Version: 7, Group: group, Blocks: list, Into: uint8(rapid.IntRange(0, 5).Draw(t, "into"))}
+		var c Change = Split{Epoch: 1, Version: 7, Group: group, Blocks: list, Into: uint8(rapid.IntRange(last, 5).Draw(t, "into"))}
 		if rapid.Bool().Draw(t, "merge") {
-			c = Merge{Epoch: 1, Version: 7, Group: group, Into: uint8(rapid.IntRange(0, 3).Draw(t, "into"))}
+			into := rec.Group(uint8(rapid.IntRange(0, last).Draw(t, "into")))
+			c = Merge{Epoch: 1, Version: 7, Group: group, Into: into.ID}
+			if g := rec.Group(group); g != nil && rapid.Bool().Draw(t, "alike") {
+				into.Members = slices.DeleteFunc(into.Members, func(m crdt.Member) bool { return m.Role != crdt.InSync })
+				g.Members = slices.Clone(into.Members)
+			}
 		}
 		next, err := apply(c, &rec)
 		if err != nil {
