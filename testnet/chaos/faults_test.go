@@ -362,7 +362,7 @@ func (b *breaker) another(than *proc.Node) bool {
 	return true
 }
 
-// cutPower ends a node's machine with all that it had not synced, and boots it again when no disk counts it as in sync any more. Until
+// cutPower ends a node's machine with all that it had not synced, and boots it again when no disk in use counts it as in sync any more. Until
 // then nothing else is broken: acknowledged writes that nobody flushed may be lost if every in-sync replica lost power, and programs that
 // verify themselves are not to see that. So all replicas are to be in sync before. If the last of the others was dropped in that very
 // moment, as may happen on a busy machine, that is noted.
@@ -389,6 +389,9 @@ func (b *breaker) cutPower(n *proc.Node) error {
 		for _, disk := range b.disks {
 			s, err := b.ask(disk)
 			in := err != nil || s.inSync(n.Name)
+			if in && err == nil && s.State == "idle" && time.Since(start) > patienceForWhole {
+				in = false // its program has ended: all of it was flushed, and nobody asks whether its replicas live
+			}
 			counted = counted || in
 			last = last || in && err == nil && s.count() == 1
 		}
