@@ -102,8 +102,16 @@ func (r *raw) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 }
 
 func (r *raw) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	n, err := r.file.WriteAt(data, int64(in.Offset))
-	return uint32(n), fuse.ToStatus(err)
+	const piece = 64 << 10 // as package node/store writes
+	n, off := 0, int64(in.Offset)
+	for {
+		part := min(len(data)-n, piece-int(off%piece))
+		w, err := r.file.WriteAt(data[n:n+part], off)
+		n, off = n+w, off+int64(w)
+		if err != nil || n == len(data) {
+			return uint32(n), fuse.ToStatus(err)
+		}
+	}
 }
 
 func (r *raw) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status {

@@ -45,15 +45,33 @@ func BenchmarkWriteAt4K(b *testing.B) {
 	}
 }
 
-func BenchmarkReadAt4K(b *testing.B) {
-	r := benchReplica(b)
+// fill writes all of the replica, as much at once as a guest can.
+func fill(b *testing.B, r store.Replica) {
 	p := make([]byte, 1<<20)
 	for off := int64(0); off < benchSize; off += 1 << 20 {
 		if err := r.WriteAt(p, off); err != nil {
 			b.Fatal(err)
 		}
 	}
-	p = p[:4096]
+}
+
+func BenchmarkWriteAt4KAfterBulk(b *testing.B) {
+	r := benchReplica(b)
+	fill(b, r)
+	p := make([]byte, 4096)
+	b.SetBytes(4096)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if err := r.WriteAt(p, int64(i)*40507*4096%benchSize); err != nil { // 40507: prime, so that all are visited
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkReadAt4K(b *testing.B) {
+	r := benchReplica(b)
+	fill(b, r)
+	p := make([]byte, 4096)
 	b.SetBytes(4096)
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {

@@ -139,6 +139,22 @@ type osFile struct {
 	noPunch atomic.Bool // the file system cannot make holes
 }
 
+// folioBytes is the most that one call writes. A call that writes more makes Linux keep it in the page cache in a piece as large, and
+// ext4 visits all of such a piece's blocks at each later write to any one of them: 40 us for 4 KiB in the middle of 1 MiB, 6 us here.
+const folioBytes = 64 << 10
+
+// WriteAt writes p in pieces that end where a multiple of folioBytes does.
+func (o *osFile) WriteAt(p []byte, off int64) (n int, err error) {
+	for {
+		part := min(len(p)-n, folioBytes-int(off%folioBytes))
+		w, err := o.File.WriteAt(p[n:n+part], off)
+		n, off = n+w, off+int64(w)
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+}
+
 // control calls f with a file's descriptor, which stays open meanwhile, and again while it was interrupted by a signal.
 func control(file *os.File, op string, f func(fd int) error) error {
 	rc, err := file.SyscallConn()

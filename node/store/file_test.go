@@ -2,7 +2,10 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"ukai"
@@ -53,5 +56,34 @@ func TestPunchWithoutHoles(t *testing.T) {
 	}
 	if after, err := f.allocated(); err != nil || after > before {
 		t.Errorf("zeros were written into holes: %d bytes allocated before, %d after, %v", before, after, err)
+	}
+}
+
+func TestWhatIsWrittenInPiecesIsAllThere(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &osFile{File: f}
+	p := make([]byte, 3*folioBytes)
+	for i := range p {
+		p[i] = byte(i>>8) ^ byte(i)
+	}
+	for _, off := range []int64{0, 1, 512, folioBytes - 1, folioBytes, 5*folioBytes + 4096} {
+		for _, n := range []int{0, 1, folioBytes - 512, folioBytes, folioBytes + 1, len(p)} {
+			if w, err := o.WriteAt(p[:n], off); w != n || err != nil {
+				t.Fatalf("%d bytes at %d: %d written, %v", n, off, w, err)
+			}
+			got := make([]byte, n)
+			if _, err := f.ReadAt(got, off); err != nil && n > 0 || !bytes.Equal(got, p[:n]) {
+				t.Fatalf("%d bytes at %d are not what was written: %v", n, off, err)
+			}
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := o.WriteAt(p, 0); n != 0 || !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a closed file: %d written, %v", n, err)
 	}
 }
