@@ -9,8 +9,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"ukai"
 	"ukai/node/store"
+	"ukai/node/wire"
 )
 
 func TestFlushBehindWritesTakesOneRoundTrip(t *testing.T) {
@@ -96,21 +99,54 @@ func TestFlushBehindAWriteThatALaterOneOvertakes(t *testing.T) {
 		if err := w.d(0).Discard(w.t.Context(), 0, 4096); err != nil {
 			t.Fatal(err)
 		}
+		begin := time.Now()
 		flushed := make(chan error, 1)
 		go func() { flushed <- w.d(0).Flush(w.t.Context()) }()
 		time.Sleep(time.Millisecond)
-		w.quick(0, 8192, fill(4096, 3)) // later than the flush, and counted in place of the discard
+		w.quick(0, 8192, fill(4096, 3)) // later than the flush, not to be taken for the discard
 		time.Sleep(100 * time.Millisecond)
+		select {
+		case err := <-flushed:
+			t.Fatalf("the flush has not waited for what it was sent behind: %v", err)
+		default:
+		}
 		for range cap(rs.workers) {
 			<-rs.workers
 		}
 		if err := <-flushed; err != nil {
 			t.Fatal(err)
 		}
+		if took := time.Since(begin); took > 112*time.Millisecond {
+			t.Errorf("the flush took %v, want no second round trip of 20 ms", took)
+		}
 		w.nodes[1].kill()
 		w.nodes[1].restart(true)
 		if got := w.nodes[1].raw(0, 1)[0]; got != 0 {
 			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
+		}
+	})
+}
+
+// A write is sent again in a new session only after a flush was sent in it.
+func TestFlushBehindAWriteThatIsSentAgainLater(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 3, change: ackLocal}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.flush(0)
+		w.setDelay(1, 100*time.Millisecond)
+		w.setDelay(2, time.Millisecond)
+		w.quick(0, 0, fill(4096, 2))
+		m := w.d(0).holding.Load().members[w.nodes[2].rid]
+		old := m.link.Load()
+		m.lost(old, ukai.ErrUnreachable) // before n2 has the write, which goes on only when n1 has answered
+		for m.link.Load() == nil || m.link.Load() == old {
+			time.Sleep(time.Millisecond)
+		}
+		w.flush(0)
+		w.nodes[2].kill()
+		w.nodes[2].restart(true)
+		if got := w.nodes[2].raw(0, 1)[0]; got != 2 {
+			t.Errorf("after a power loss n2 has %x, not what was flushed", got)
 		}
 	})
 }
@@ -165,7 +201,7 @@ func TestReplicaDoesNotSyncBeforeWhatTheFlushWasSentBehind(t *testing.T) {
 			}
 		}()
 		write := func(v byte) error {
-			return r.write(t.Context(), 1, 1, fill(512, v), 0, ukai.BlockStamp{Epoch: 1})
+			return r.write(t.Context(), 1, 1, uint16(v), fill(512, v), 0, ukai.BlockStamp{Epoch: 1})
 		}
 		if err := write(1); err != nil {
 			t.Fatal(err)
@@ -173,7 +209,7 @@ func TestReplicaDoesNotSyncBeforeWhatTheFlushWasSentBehind(t *testing.T) {
 		var done sync.WaitGroup
 		answer := make([]error, 3)
 		for i := range answer {
-			done.Go(func() { answer[i] = r.flush(t.Context(), 1, 1, uint64(i)+1) })
+			done.Go(func() { answer[i] = r.flush(t.Context(), 1, 1, uint16(i)+1, uint64(i)+1) })
 		}
 		synctest.Wait()
 		if err := write(2); err != nil {
@@ -185,7 +221,7 @@ func TestReplicaDoesNotSyncBeforeWhatTheFlushWasSentBehind(t *testing.T) {
 			t.Errorf("flushes behind 1 to 3 of 2 writes: %v, after %v", answer, time.Since(begin))
 		}
 		// A hello does not wait for a flush that waits, which belongs to nobody then.
-		done.Go(func() { answer[0] = r.flush(t.Context(), 1, 1, 3) })
+		done.Go(func() { answer[0] = r.flush(t.Context(), 1, 1, 3, 3) })
 		synctest.Wait()
 		begin = time.Now()
 		if err := r.hello(t.Context(), 1, 2, r.rs.cfg.Store.Incarnation()); err != nil {
@@ -195,10 +231,15 @@ func TestReplicaDoesNotSyncBeforeWhatTheFlushWasSentBehind(t *testing.T) {
 		if answer[0] == nil || time.Since(begin) != 0 {
 			t.Errorf("after the hello: %v, after %v", answer[0], time.Since(begin))
 		}
-		if err := r.flush(t.Context(), 1, 2, 0); err != nil {
+		if err := r.flush(t.Context(), 1, 2, 0, 0); err != nil {
 			t.Error(err)
 		}
-		done.Go(func() { answer[0] = r.flush(t.Context(), 1, 2, 1) })
+		for _, batch := range []uint16{0, batches} { // as no holder ends them
+			if err := r.flush(t.Context(), 1, 2, batch, 1); !errors.Is(err, ukai.ErrInvalid) {
+				t.Errorf("flush behind batch %d: %v", batch, err)
+			}
+		}
+		done.Go(func() { answer[0] = r.flush(t.Context(), 1, 2, 1, 1) })
 		done.Wait()
 		if !errors.Is(answer[0], ukai.ErrOverloaded) {
 			t.Errorf("the next session counts what the one before had: %v", answer[0])
@@ -227,4 +268,112 @@ func newSealed(t *testing.T) *hosted {
 		t.Fatalf("a seal whose answer was lost, again: %+v, %v", reply, err) // somebody may have written in the session
 	}
 	return h
+}
+
+func TestFlushesBesideAWriterTakeOneRoundTrip(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
+		w.attach(0)
+		for off := int64(0); off < 16; off++ {
+			w.write(0, off*4096, fill(4096, 1)) // raises stamps
+		}
+		w.flush(0)
+		w.setDelay(1, 10*time.Millisecond)
+		stop := make(chan struct{})
+		var writer sync.WaitGroup
+		writer.Go(func() {
+			for i := int64(0); ; i++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+					w.quick(0, (1+i%15)*4096, fill(4096, byte(i)))
+				}
+			}
+		})
+		for v := byte(2); v < 200; v++ { // more than there are batches counted apart
+			w.quick(0, 0, fill(4096, v))
+			begin := time.Now()
+			w.flush(0)
+			if took := time.Since(begin); took > 25*time.Millisecond {
+				t.Errorf("flush %d took %v, want one round trip of 20 ms", v, took)
+			}
+		}
+		close(stop)
+		writer.Wait()
+		w.nodes[1].kill()
+		w.nodes[1].restart(true)
+		if got := w.nodes[1].raw(0, 1)[0]; got != 199 {
+			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
+		}
+	})
+}
+
+// Whatever is applied in whatever order: a replica takes a flush for one behind which all has come if, and only if, all that was sent before it has.
+func TestBatchesAreCompleteWhenAllOfThemWasApplied(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		type mutation struct {
+			number int
+			batch  uint16
+		}
+		type flush struct {
+			batch uint16
+			count int64
+			sent  int // mutations before it
+		}
+		var l link
+		var a applied
+		a.init()
+		first := rapid.SampledFrom([]uint16{1, 2, batches, 1<<15 - 3, 1<<16 - 3, 1<<16 - batches}).Draw(t, "first batch")
+		l.sent.Store(uint64(first) << batchShift)
+		a.through = first - 1
+		sent := 0
+		for range rapid.IntRange(0, 2*batches).Draw(t, "flushes before") {
+			m := wire.Message{Kind: wire.KindWrite}
+			l.count(&m)
+			a.add(m.Layer)
+			sent++
+			if batch, count := l.endBatch(); !a.has(batch, uint64(count)) {
+				t.Fatalf("batch %d of %d mutations in all, which were applied, is not complete", batch, count)
+			}
+		}
+		var onTheirWay []mutation
+		var flushes []flush
+		missing := func(f flush) bool {
+			return slices.ContainsFunc(onTheirWay, func(m mutation) bool { return m.number < f.sent })
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"send": func(*rapid.T) {
+				m := wire.Message{Kind: wire.KindWrite}
+				l.count(&m)
+				onTheirWay = append(onTheirWay, mutation{sent, m.Layer})
+				sent++
+			},
+			"apply": func(t *rapid.T) {
+				if len(onTheirWay) > 0 {
+					i := rapid.IntRange(0, len(onTheirWay)-1).Draw(t, "which")
+					a.add(onTheirWay[i].batch)
+					onTheirWay = slices.Delete(onTheirWay, i, i+1)
+				}
+			},
+			"apply what belongs to no batch": func(*rapid.T) { a.add(0) },
+			"flush": func(*rapid.T) {
+				if len(flushes) < maxBehind {
+					batch, count := l.endBatch()
+					flushes = append(flushes, flush{batch, count, sent})
+				}
+			},
+			"look": func(t *rapid.T) {
+				if len(flushes) == 0 {
+					return
+				}
+				i := rapid.IntRange(0, len(flushes)-1).Draw(t, "which")
+				f := flushes[i]
+				if has := a.has(f.batch, uint64(f.count)); has == missing(f) {
+					t.Fatalf("flush behind %d mutations up to batch %d: complete: %v; on their way: %v", f.count, f.batch, has, onTheirWay)
+				} else if has {
+					flushes = slices.Delete(flushes, i, i+1)
+				}
+			},
+		})
+	})
 }

@@ -86,7 +86,8 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 	defer context.AfterFunc(l.ctx, cancel)()
 	age := l.age(msg.Kind)
 	slot := age.begin()
-	l.count(msg.Kind)
+	l.count(&msg)
+	l.again.Add(1)
 	reply, err := m.ask(try, l.session, msg, into)
 	age.end(slot)
 	if err != nil {

@@ -934,7 +934,7 @@ func TestRepeatedSealAnswersAgainAndHelloNeedsANewerSession(t *testing.T) {
 			t.Fatal(err)
 		}
 		stamp := ukai.BlockStamp{Epoch: 3, Check: 1}
-		if err := h.write(ctx, 0, 0, fill(512, 1), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
+		if err := h.write(ctx, 0, 0, 0, fill(512, 1), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
 			t.Fatalf("a replica that was never sealed took a write: %v", err)
 		}
 		for range 2 {
@@ -942,13 +942,13 @@ func TestRepeatedSealAnswersAgainAndHelloNeedsANewerSession(t *testing.T) {
 				t.Fatalf("seal: %+v, %v", r, err)
 			}
 		}
-		if err := h.write(ctx, 3, 1, fill(512, 1), 0, stamp); err != nil {
+		if err := h.write(ctx, 3, 1, 0, fill(512, 1), 0, stamp); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.hello(ctx, 3, 2, n.store.Incarnation()); err != nil {
 			t.Fatal(err)
 		}
-		if err := h.write(ctx, 3, 1, fill(512, 9), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
+		if err := h.write(ctx, 3, 1, 0, fill(512, 9), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
 			t.Errorf("a write of an old session: %v", err)
 		}
 		if err := h.hello(ctx, 3, 2, n.store.Incarnation()); !errors.Is(err, ukai.ErrFenced) {
@@ -963,7 +963,7 @@ func TestRepeatedSealAnswersAgainAndHelloNeedsANewerSession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := h.write(ctx, 3, 2, fill(512, 9), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
+		if err := h.write(ctx, 3, 2, 0, fill(512, 9), 0, stamp); !errors.Is(err, ukai.ErrFenced) {
 			t.Errorf("a write after a restart, without hello: %v", err)
 		}
 		if r, err := h.seal(ctx, 3, sealRequest{}); err != nil || r.Session != 0 {

@@ -35,15 +35,12 @@ func (h *holding) flushDrained(ctx context.Context) error {
 	return h.run(ctx, h.newMutation(wire.KindFlush, allGroups, nil, 0, 0))
 }
 
-// overtakenRest is how many flushes are not tried that way after one to which writes of others came in the way: there will be more, and it was in vain.
-const overtakenRest = 15
-
-// flushBehind is flush while the window is not empty, in one round trip: the replicas are asked at once, and each syncs when it has applied as many
-// mutations as it was sent before. It says whether that was a flush: not if anything was sent since, be it by others, which counts as well in place of
-// something slower, or once more; nor if the replicas are others by then. It is a matter of speed alone: whoever is not sure drains the window first.
+// flushBehind is flush while the window is not empty, in one round trip: the replicas are asked at once, and each syncs when it has applied what it was
+// sent before, which it knows by the batch. Whether what it was sent is all that guests were told of is seen afterwards: not if anything was sent once more
+// since, in whose place nothing was counted, nor if sessions or the replicas are others by then. Then flushBehind returns false, and that was no flush. It
+// is a matter of speed alone: whoever is not sure drains the window first.
 func (h *holding) flushBehind(ctx context.Context) (bool, error) {
-	if n := h.overtaken.Load(); n > 0 {
-		h.overtaken.CompareAndSwap(n, n-1)
+	if h.flushing.Load() > maxBehind {
 		return false, nil
 	}
 	v := h.view.Load()
@@ -76,8 +73,7 @@ func (h *holding) flushBehind(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	for i := range op.targets {
-		if t := &op.targets[i]; t.m.local == nil && (t.m.link.Load() != t.l || t.l.sent.Load() != uint64(t.msg.Offset)) {
-			h.overtaken.Store(overtakenRest)
+		if t := &op.targets[i]; t.m.local == nil && (t.m.link.Load() != t.l || t.l.again.Load() != t.again) {
 			return false, nil
 		}
 	}

@@ -35,7 +35,6 @@ type holding struct {
 	dirty      atomic.Bool
 	flushing   atomic.Int32
 	generation atomic.Uint32
-	overtaken  atomic.Int32 // flushes for which flushBehind is not tried
 
 	used  atomic.Bool // since the last tick
 	wrote atomic.Bool // since the last tick

@@ -229,7 +229,7 @@ func (h *hosted) read(epoch ukai.Epoch, session uint32, p []byte, off int64, sou
 }
 
 // write applies p at off after the stamps have been raised. An empty p only raises the stamp of the block at off.
-func (h *hosted) write(ctx context.Context, epoch ukai.Epoch, session uint32, p []byte, off int64, s ukai.BlockStamp) error {
+func (h *hosted) write(ctx context.Context, epoch ukai.Epoch, session uint32, batch uint16, p []byte, off int64, s ukai.BlockStamp) error {
 	ops, err := h.enter(epoch, session)
 	if err != nil {
 		return err
@@ -248,12 +248,12 @@ func (h *hosted) write(ctx context.Context, epoch ukai.Epoch, session uint32, p 
 		}
 		h.rs.service.write(len(p), began)
 	}
-	ops.applied.add()
+	ops.applied.add(batch)
 	return nil
 }
 
 // clear makes a range read as zeros: a write that leaves a stamp and, with discard, a hole.
-func (h *hosted) clear(ctx context.Context, epoch ukai.Epoch, session uint32, off, n int64, s ukai.BlockStamp, discard bool) error {
+func (h *hosted) clear(ctx context.Context, epoch ukai.Epoch, session uint32, batch uint16, off, n int64, s ukai.BlockStamp, discard bool) error {
 	ops, err := h.enter(epoch, session)
 	if err != nil {
 		return err
@@ -271,20 +271,21 @@ func (h *hosted) clear(ctx context.Context, epoch ukai.Epoch, session uint32, of
 		err = h.data.Zero(off, n)
 	}
 	if err == nil {
-		ops.applied.add()
+		ops.applied.add(batch)
 	}
 	return err
 }
 
-// flush makes everything that was applied before stable, and so many mutations of this session at least, which may still be on their way.
-func (h *hosted) flush(ctx context.Context, epoch ukai.Epoch, session uint32, behind uint64) error {
+// flush makes everything that was applied before stable, and if behind is not 0 so many mutations of the session's batches up to one, which may still be
+// on their way.
+func (h *hosted) flush(ctx context.Context, epoch ukai.Epoch, session uint32, batch uint16, behind uint64) error {
 	if behind > 0 {
 		a := h.admitted.Load()
 		if err := a.admits(epoch, session); err != nil {
 			return err
 		}
 		// Not yet admitted: a seal or a hello must not have to wait for it.
-		if err := a.applied.reach(ctx, behind); err != nil {
+		if err := a.applied.reach(ctx, batch, behind); err != nil {
 			return err
 		}
 	}

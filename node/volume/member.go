@@ -40,15 +40,32 @@ type link struct {
 	ops     outstanding
 	flushes outstanding
 
-	// What a flush counts by that is sent behind mutations under way, see flushBehind.
-	sent   atomic.Uint64 // writes, zeros and discards
+	// What a flush goes by that is sent behind mutations under way, see flushBehind.
+	sent   atomic.Uint64 // how many writes, zeros and discards, and above batchShift the batch they belong to
+	again  atomic.Uint64 // how many of them repeat what was sent before, or copy what another replica has; grows after sent
 	uneven atomic.Bool   // the replica may have counted otherwise: one of them failed, or it does not count from the beginning of the session
 }
 
-// count counts a request that the replica counts, too. It comes before the request is sent.
-func (l *link) count(kind wire.Kind) {
-	if mutates(kind) {
-		l.sent.Add(1)
+// Mutations of a session are counted in batches, which begin with 1: a flush that is sent behind mutations ends one. A replica that does not know of
+// batches yet gets the same numbers and counts as it always did.
+const batchShift = 48
+
+// count counts a request that the replica counts, too, and gives it its batch. It comes before the request is sent.
+func (l *link) count(m *wire.Message) {
+	if mutates(m.Kind) {
+		m.Layer = uint16(l.sent.Add(1) >> batchShift)
+	}
+}
+
+// endBatch returns the batch of everything that was counted so far and not in an earlier one, and how many mutations it and those before it have in all.
+func (l *link) endBatch() (batch uint16, count int64) {
+	for {
+		sent := l.sent.Load()
+		batch, count = uint16(sent>>batchShift), int64(sent&(1<<batchShift-1))
+		next := uint64(max(1, batch+1)) // 0, after 65535, is no batch
+		if l.sent.CompareAndSwap(sent, next<<batchShift|uint64(count)) {
+			return batch, count
+		}
 	}
 }
 
@@ -66,6 +83,7 @@ func mutates(kind wire.Kind) bool {
 // newLink puts a session in use. The caller holds h.mu.
 func (m *member) newLink(session uint32, counts bool) {
 	l := &link{session: session}
+	l.sent.Store(1 << batchShift)
 	l.uneven.Store(!counts && m.local == nil)
 	l.ctx, l.cancel = context.WithCancel(m.h.ctx)
 	m.failure, m.lasting, m.dropFirst = nil, false, false

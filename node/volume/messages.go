@@ -58,12 +58,13 @@ type sealReply struct {
 	Session     uint32           `cbor:"5,keyasint"` // 0: the process restarted since it was sealed, say hello
 	// Quiet is for how long no holder had the replica's confirmation before this seal.
 	Quiet time.Duration `cbor:"6,keyasint,omitempty"` // ns
-	// Counts says that the replica counts, from none on, what it applies in the session, see holding.flushBehind. Older nodes do not.
-	Counts bool `cbor:"7,keyasint,omitempty"`
+	// Counts says that the replica counts by batches, from none on, what it applies in the session, see holding.flushBehind. Older nodes do not; those that
+	// count without batches say so as 7.
+	Counts bool `cbor:"8,keyasint,omitempty"`
 }
 
 // helloCounts in the answer to a hello is what sealReply.Counts says, of the session that it begins.
-const helloCounts = 1
+const helloCounts = 2 // 1 was said by nodes that knew no batches
 
 // helloRequest is the payload of wire.Hello; epoch and session are in the header.
 type helloRequest struct {

@@ -127,7 +127,7 @@ func (rs *Replicas) serve(r request) {
 	case wire.KindWrite:
 		if len(m.Payload) <= inlineBytes {
 			if h := rs.opened.get(replicaKey{m.Disk, m.Replica}); h != nil && h.raised(m) && rs.running.enter() {
-				r.reply(wire.Reply{}, rs.named(h.write(rs.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp)))
+				r.reply(wire.Reply{}, rs.named(h.write(rs.ctx, m.Epoch, m.Session, m.Layer, m.Payload, m.Offset, m.Stamp)))
 				rs.running.leave()
 				return
 			}
@@ -185,16 +185,16 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 		p := r.buffer(int(m.Count))
 		return wire.Reply{Payload: p}, h.read(m.Epoch, m.Session, p, m.Offset, asSource(m))
 	case wire.KindWrite:
-		return wire.Reply{}, h.write(rs.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp)
+		return wire.Reply{}, h.write(rs.ctx, m.Epoch, m.Session, m.Layer, m.Payload, m.Offset, m.Stamp)
 	case wire.KindZero, wire.KindDiscard:
-		return wire.Reply{}, h.clear(rs.ctx, m.Epoch, m.Session, m.Offset, int64(m.Count), m.Stamp, m.Kind == wire.KindDiscard)
+		return wire.Reply{}, h.clear(rs.ctx, m.Epoch, m.Session, m.Layer, m.Offset, int64(m.Count), m.Stamp, m.Kind == wire.KindDiscard)
 	case wire.KindStatus:
 		off, err := h.next(m.Epoch, m.Session, m.Offset, m.Count == seekHole)
 		return wire.Reply{Offset: off}, err
 	case wire.KindResize:
 		return wire.Reply{}, h.resize(rs.ctx, m.Epoch, m.Session, m.Offset)
 	case wire.KindFlush:
-		return wire.Reply{}, h.flush(rs.ctx, m.Epoch, m.Session, uint64(m.Offset))
+		return wire.Reply{}, h.flush(rs.ctx, m.Epoch, m.Session, m.Layer, uint64(m.Offset))
 	case wire.KindSeal:
 		var req sealRequest
 		if err := codec.Unmarshal(m.Payload, &req); err != nil {

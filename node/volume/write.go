@@ -56,7 +56,8 @@ type target struct {
 	msg   wire.Message
 	done  bool
 	err   error
-	again int // times it was refused for want of room
+	full  int    // times it was refused for want of room
+	again uint64 // of a flush behind mutations: link.again when it was sent
 }
 
 var mutations = sync.Pool{New: func() any { return new(mutation) }}
@@ -239,10 +240,11 @@ func (h *holding) sendTo(op *mutation, t *target) {
 		return
 	}
 	if op.behind {
-		t.msg.Offset = int64(t.l.sent.Load())
+		t.again = t.l.again.Load() // before the batch ends
+		t.msg.Layer, t.msg.Offset = t.l.endBatch()
 	}
 	t.slot = t.l.age(op.kind).begin()
-	t.l.count(op.kind)
+	t.l.count(&t.msg)
 	t.call = h.host.cfg.Peers.Start(t.l.ctx, t.m.Node, &t.msg, nil)
 }
 
@@ -258,9 +260,9 @@ func (h *holding) applyLocal(op *mutation, t *target) error {
 	r, m := t.m.local, &t.msg
 	switch op.kind {
 	case wire.KindWrite:
-		return r.rs.named(r.write(h.ctx, m.Epoch, m.Session, m.Payload, m.Offset, m.Stamp))
+		return r.rs.named(r.write(h.ctx, m.Epoch, m.Session, m.Layer, m.Payload, m.Offset, m.Stamp))
 	case wire.KindZero, wire.KindDiscard:
-		return r.rs.named(r.clear(h.ctx, m.Epoch, m.Session, m.Offset, op.n, m.Stamp, op.kind == wire.KindDiscard))
+		return r.rs.named(r.clear(h.ctx, m.Epoch, m.Session, m.Layer, m.Offset, op.n, m.Stamp, op.kind == wire.KindDiscard))
 	}
 	_, err := r.rs.do(m, nil)
 	return err
@@ -372,7 +374,7 @@ func (h *holding) resend(op *mutation) (missing int, err error) {
 			if t.err != nil && t.l != nil && t.m.link.Load() == t.l {
 				// Refused in a session that stands.
 				if errors.Is(t.err, ukai.ErrOverloaded) && t.l.ctx.Err() == nil {
-					if t.again++; !h.sleep(overloadPause * time.Duration(min(t.again, 20))) {
+					if t.full++; !h.sleep(overloadPause * time.Duration(min(t.full, 20))) {
 						return 0, h.err()
 					}
 				} else if err := v.sole(op, t); err != nil {
@@ -385,7 +387,9 @@ func (h *holding) resend(op *mutation) (missing int, err error) {
 				missing++
 				break
 			}
-			h.sendTo(op, t)
+			if h.sendTo(op, t); t.l != nil {
+				t.l.again.Add(1)
+			}
 			h.await(t)
 		}
 		if err := h.err(); err != nil {
