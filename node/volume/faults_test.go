@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -1019,6 +1020,60 @@ func TestDaemonRestartOfAReplicaCostsNeitherItsPlaceNorTheLease(t *testing.T) {
 		}
 		if now := w.cells.record().Version; now != version {
 			t.Errorf("the record went from version %d to %d", version, now)
+		}
+	})
+}
+
+// stalling is for setup.mem: operations of a kind on node n wait while a channel is stored, until that is closed.
+func stalling(n int, kind store.OpKind) (mem func(int) store.MemConfig, stall *atomic.Pointer[chan struct{}]) {
+	stall = new(atomic.Pointer[chan struct{}])
+	return func(node int) store.MemConfig {
+		return store.MemConfig{Fault: func(op store.Op) error {
+			if c := stall.Load(); c != nil && node == n && op.Kind == kind {
+				<-*c
+			}
+			return nil
+		}}
+	}, stall
+}
+
+// begin has what stalling says wait until resume is called.
+func begin(stall *atomic.Pointer[chan struct{}]) (resume func()) {
+	c := make(chan struct{})
+	stall.Store(&c)
+	return sync.OnceFunc(func() {
+		stall.Store(nil)
+		close(c)
+	})
+}
+
+// A checkpoint that was given up has put off what it waited for, not ended it: what is stable, and what a resync may take for being at its source, must not
+// pass over writes from before.
+func TestACheckpointWaitsForTheWritesThatAnInterruptedOneWaitedFor(t *testing.T) {
+	mem, stall := stalling(1, store.OpWrite)
+	bubble(t, setup{nodes: 2, replicas: 2, mem: mem}, func(w *world) {
+		w.attach(0)
+		h := w.d(0).holding.Load()
+		resume := begin(stall)
+		defer resume()
+		written := w.writing(0, 0, fill(4096, 1))
+		time.Sleep(10 * time.Millisecond)
+		stamp := h.check.Load().stamp
+		ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if err := h.checkpointNow(ctx); err == nil {
+			t.Fatal("a checkpoint did not wait for a write")
+		}
+		again := async(func() error { return h.checkpointNow(w.t.Context()) })
+		wantWaiting(t, "a checkpoint while a write from before it is on one replica only", again, time.Second)
+		h.mu.Lock()
+		if !h.stable.Less(stamp) {
+			t.Errorf("stable is %v, and a write with stamp %v is on one replica only", h.stable, stamp)
+		}
+		h.mu.Unlock()
+		resume()
+		if err := errors.Join(<-written, <-again); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"ukai/node/wire"
@@ -100,14 +101,18 @@ func (h *holding) checkpoint(ctx context.Context) error {
 	h.mu.Lock()
 	h.checked = h.host.cfg.Clock()
 	h.mu.Unlock()
-	select {
-	case <-old.writes.close():
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	h.unfinished = append(h.unfinished, old)
+	for _, c := range h.unfinished {
+		select {
+		case <-c.writes.close():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	if old.touched.count.Load() > 0 {
+	if slices.ContainsFunc(h.unfinished, func(c *check) bool { return c.touched.count.Load() > 0 }) {
 		h.dirty.Store(true) // also what was written without being acknowledged becomes stable
 	}
+	h.unfinished = nil
 	if err := h.flush(ctx); err != nil {
 		return err
 	}

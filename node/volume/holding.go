@@ -42,6 +42,7 @@ type holding struct {
 	leading       atomic.Bool   // the replica that may be ahead is being named
 	reconfiguring chan struct{} // lock of 1 around changes of the quorum record
 	checking      chan struct{} // lock of 1 around checkpoints
+	unfinished    []*check      // under checking: ended by checkpoints that were given up before all their writes were over
 
 	mu       sync.Mutex
 	work     sync.WaitGroup
