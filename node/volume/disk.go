@@ -194,14 +194,14 @@ func (d *Disk) mutate(ctx context.Context, kind wire.Kind, p []byte, off, n int6
 // node that does not hold the disk there is nothing to flush; but if it has lost the disk since it wrote, the first Flush says so, as
 // fsync(2) does of writes that failed in the background. An Attach that is the first begins anew.
 func (d *Disk) Flush(ctx context.Context) error {
-	if why := d.unvouched.Swap(nil); why != nil {
-		return fmt.Errorf("flush %s: what was written before cannot be vouched for: %w", d.Name(), *why)
-	}
 	h := d.holding.Load()
 	if h == nil || !h.ops.enter() {
-		return nil
+		return d.flushReleased(ctx, h)
 	}
 	defer h.ops.leave()
+	if err := d.unvouchedFor(); err != nil {
+		return err
+	}
 	began, idle := time.Now(), !h.dirty.Load()
 	err := h.flush(ctx)
 	if err == nil {
@@ -216,6 +216,25 @@ func (d *Disk) Flush(ctx context.Context) error {
 		m.flush.Observe(took)
 		m.one()
 		d.felt(feltFlush, 0, began, took)
+	}
+	return nil
+}
+
+// flushReleased is Flush of a disk that has been let go, or with a holding is just being: that flushes, and is waited for.
+func (d *Disk) flushReleased(ctx context.Context, going *holding) error {
+	if going != nil {
+		if err := d.lock(ctx); err != nil {
+			return fmt.Errorf("flush %s: %w", d.Name(), err)
+		}
+		d.unlock()
+	}
+	return d.unvouchedFor()
+}
+
+// unvouchedFor tells once why writes that were acknowledged, and are out of this node's hands, cannot be vouched for.
+func (d *Disk) unvouchedFor() error {
+	if why := d.unvouched.Swap(nil); why != nil {
+		return fmt.Errorf("flush %s: what was written before cannot be vouched for: %w", d.Name(), *why)
 	}
 	return nil
 }

@@ -1077,3 +1077,33 @@ func TestACheckpointWaitsForTheWritesThatAnInterruptedOneWaitedFor(t *testing.T)
 		}
 	})
 }
+
+// A program that uses a disk without Attach does not know that it is let go of just now.
+func TestAFlushBesideTheReleaseOfADiskIsNotOverBeforeThatHasFlushed(t *testing.T) {
+	for name, lost := range map[string]bool{"the release flushes": false, "the disk is lost before": true} {
+		t.Run(name, func(t *testing.T) {
+			mem, stall := stalling(1, store.OpSync)
+			bubble(t, setup{nodes: 3, replicas: 2, mem: mem}, func(w *world) {
+				w.write(2, 0, fill(4096, 1)) // without Attach
+				resume := begin(stall)
+				defer resume()
+				time.Sleep(writerLinger + 2*tickEvery)
+				yielded := async(func() error { return w.d(2).Yield(w.t.Context()) })
+				time.Sleep(10 * time.Millisecond)
+				if w.d(2).holding.Load() == nil {
+					t.Fatal("it was let go of without a flush")
+				}
+				flushed := async(func() error { return w.d(2).Flush(w.t.Context()) })
+				wantWaiting(t, "a flush of what is on no stable storage yet", flushed, 100*time.Millisecond)
+				if lost {
+					w.d(2).holding.Load().fenced(1 << 20)
+				}
+				resume()
+				<-yielded
+				if err := <-flushed; (err != nil) != lost {
+					t.Errorf("flush: %v", err)
+				}
+			})
+		})
+	}
+}
