@@ -1107,3 +1107,24 @@ func TestAFlushBesideTheReleaseOfADiskIsNotOverBeforeThatHasFlushed(t *testing.T
 		})
 	}
 }
+
+// The link of a replica may come back in the moment in which the limit has been reached: then nothing is known to be wrong, and yet the write is not
+// everywhere.
+func TestAWriteThatIsNotEverywhereAtTheLimitFailsThoughNothingIsKnownToBeWrong(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: func(r *crdt.Record) { r.OnLoss = crdt.Error }}, func(w *world) {
+		w.attach(0)
+		h := w.d(0).holding.Load()
+		h.mu.Lock()
+		m := h.members[w.nodes[1].rid]
+		l := m.link.Swap(nil)
+		h.mu.Unlock()
+		if _, err := w.d(0).WriteAt(w.t.Context(), fill(512, 1), 0); err == nil {
+			t.Errorf("acknowledged, and n1 has %d", w.nodes[1].raw(0, 1)[0])
+		}
+		h.mu.Lock()
+		m.link.Store(l)
+		h.broadcast()
+		h.mu.Unlock()
+		w.wantRead(0, 0, fill(512, 1))
+	})
+}

@@ -338,7 +338,7 @@ func (h *holding) settle(ctx context.Context, op *mutation) error {
 		case <-changed:
 			continue
 		case <-limit:
-			failed = h.why()
+			failed = h.reason() // never nil: the last replica may come back just now
 		case <-ctx.Done():
 			failed = context.Cause(ctx)
 		case <-h.ctx.Done():
