@@ -1128,3 +1128,36 @@ func TestAWriteThatIsNotEverywhereAtTheLimitFailsThoughNothingIsKnownToBeWrong(t
 		w.wantRead(0, 0, fill(512, 1))
 	})
 }
+
+// Both replicas of a hedged read fail, one because its connection breaks and one because it has lost the data. The first one has them.
+func TestAHedgedReadIsTriedAgainWhereOnlyTheConnectionBroke(t *testing.T) {
+	var stall atomic.Pointer[chan struct{}]
+	bad, broken := mediaFault(1, store.OpRead)
+	mem := func(node int) store.MemConfig {
+		cfg := bad(node)
+		fails := cfg.Fault
+		cfg.Fault = func(op store.Op) error {
+			if c := stall.Load(); c != nil && op.Kind == store.OpRead {
+				<-*c
+			}
+			return fails(op)
+		}
+		return cfg
+	}
+	bubble(t, setup{nodes: 3, replicas: 2, mem: mem}, func(w *world) {
+		w.attach(2)
+		w.write(2, 0, fill(4096, 1))
+		resume := begin(&stall)
+		defer resume()
+		p := make([]byte, 4096)
+		read := w.reading(2, 0, p)
+		time.Sleep(100 * time.Millisecond)
+		w.flap(0)
+		time.Sleep(time.Millisecond)
+		broken.Store(true)
+		resume()
+		if err := <-read; err != nil || p[0] != 1 {
+			t.Errorf("read %d: %v", p[0], err)
+		}
+	})
+}

@@ -212,12 +212,13 @@ func (h *holding) readFrom(m *member, l *link, next *member, p []byte, off int64
 		}
 		return m, h.endRead(l.ctx, m, l, first)
 	}
-	if err := h.endRead(l.ctx, m, l, first); err == nil {
+	err := h.endRead(l.ctx, m, l, first)
+	if err == nil {
 		_ = h.endRead(h.host.gone, next, nl, second) // not needed any more
 		return m, nil
 	}
-	if err := h.endRead(nl.ctx, next, nl, second); err != nil {
-		return next, err
+	if h.endRead(nl.ctx, next, nl, second) != nil {
+		return m, err // whoever asks blames m for it, and asks next on its own
 	}
 	copy(p, *q)
 	return next, nil
