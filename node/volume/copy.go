@@ -87,12 +87,18 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 	return err
 }
 
-// equalise makes [off, end), which is a block, equal.
+// equalise makes [off, end), which is a block, equal. Also one of which nothing has to be copied gets a stamp that is not older than what the source has of it:
+// others are brought up to date from here, and would else not hear of what was written to it meanwhile.
 func (f *following) equalise(ctx context.Context, l *link, i ukai.Index, off, end int64, as []byte) error {
+	var behind ukai.BlockStamp // of the source, where the replica's is older
 	for at := off; at < end; {
 		n := min(f.h.host.piece(maxHashed/hashShare)*hashShare, end-at)
-		if err := f.compare(ctx, l, i, at, n, as); err != nil {
+		newer, err := f.compare(ctx, l, i, at, n, as)
+		if err != nil {
 			return err
+		}
+		if behind.Less(newer) {
+			behind = newer
 		}
 		at += n
 	}
@@ -112,6 +118,13 @@ func (f *following) equalise(ctx context.Context, l *link, i ukai.Index, off, en
 	}
 	if copied {
 		f.h.host.resynced.blocks.Add(1)
+	} else if behind != (ukai.BlockStamp{}) {
+		if err := f.m.put(ctx, nil, off, behind); err != nil {
+			f.mu.Lock()
+			f.state.missed(i, off, end)
+			f.mu.Unlock()
+			return f.blame(ctx, l, err)
+		}
 	}
 	return nil
 }
@@ -135,32 +148,33 @@ func (f *following) pay(ctx context.Context, i ukai.Index, n int64) error {
 	return budget(ctx, f.h.d.id, here, f.m.Node, n)
 }
 
-// compare asks the source and the replica for the hashes of a part of a block.
-func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n int64, as []byte) error {
+// compare asks the source and the replica for the hashes of a part of a block. It returns the stamp of the source if that of the replica is older.
+func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n int64, as []byte) (behind ukai.BlockStamp, err error) {
 	if err := f.pay(ctx, i, (n+ukai.ChunkSize-1)/ukai.ChunkSize*int64(len(chunkHash{}))); err != nil {
-		return err
+		return behind, err
 	}
 	release, err := f.h.host.room(ctx, n/hashShare)
 	if err != nil {
-		return err
+		return behind, err
 	}
 	defer release()
 	var want, have []chunkHash
+	var ours, theirs ukai.BlockStamp
 	both, part := errgroup.WithContext(ctx)
 	both.Go(func() error {
 		return f.fromSource(part, i, func(src *member) (err error) {
-			want, err = src.hashes(part, off, n, as)
+			want, theirs, err = src.hashes(part, off, n, as, f.h.check.Load().stamp) // if it does not tell, the newest there is
 			return err
 		})
 	})
 	both.Go(func() (err error) {
-		if have, err = f.m.hashes(part, off, n, nil); err != nil {
+		if have, ours, err = f.m.hashes(part, off, n, nil, ukai.BlockStamp{}); err != nil {
 			return f.blame(part, l, err)
 		}
 		return nil
 	})
 	if err := both.Wait(); err != nil {
-		return err
+		return behind, err
 	}
 	f.h.host.resynced.hashed.Add(n)
 	f.mu.Lock()
@@ -174,7 +188,10 @@ func (f *following) compare(ctx context.Context, l *link, i ukai.Index, off, n i
 			f.state.zeros(i, first+k)
 		}
 	}
-	return nil
+	if ours.Less(theirs) {
+		behind = theirs
+	}
+	return behind, nil
 }
 
 // copy copies chunks [from, to) of a block, whose end on the disk is given, under their range lock. Zeros are neither read nor sent. If they were written

@@ -25,12 +25,12 @@ func (h *holding) equalise(ctx context.Context, from *member, others []*member, 
 	}
 	for end := off + n; off < end; off += maxHashed {
 		part := min(maxHashed, end-off)
-		want, err := from.hashes(ctx, off, part, nil)
+		want, _, err := from.hashes(ctx, off, part, nil, ukai.BlockStamp{})
 		if err != nil {
 			return err
 		}
 		for _, m := range others {
-			have, err := m.hashes(ctx, off, part, nil)
+			have, _, err := m.hashes(ctx, off, part, nil, ukai.BlockStamp{})
 			if err != nil {
 				return err
 			}
@@ -128,22 +128,26 @@ func (m *member) sync(ctx context.Context) error {
 	return err
 }
 
-// hashes returns the hashes of the chunks of a range; with source() it fails where the data has rotted.
-func (m *member) hashes(ctx context.Context, off, n int64, as []byte) ([]chunkHash, error) {
+// hashes returns the hashes of the chunks of a range, and the newest stamp of its blocks, or untold if the node does not tell. With source() it fails where
+// the data has rotted.
+func (m *member) hashes(ctx context.Context, off, n int64, as []byte, untold ukai.BlockStamp) (hashes []chunkHash, newest ukai.BlockStamp, err error) {
 	reply, err := m.command(ctx, wire.Message{Kind: wire.KindHash, Offset: off, Count: uint32(n), Payload: as}, nil)
 	if err != nil {
-		return nil, err
+		return nil, newest, err
 	}
 	list := slices.Collect(slices.Chunk(reply.Payload, len(chunkHash{})))
 	want := int((n + ukai.ChunkSize - 1) / ukai.ChunkSize)
 	if len(list) != want || len(reply.Payload) != want*len(chunkHash{}) {
-		return nil, m.named(fmt.Errorf("%d bytes of hashes for %d chunks: %w", len(reply.Payload), want, ukai.ErrCorrupt))
+		return nil, newest, m.named(fmt.Errorf("%d bytes of hashes for %d chunks: %w", len(reply.Payload), want, ukai.ErrCorrupt))
 	}
-	hashes := make([]chunkHash, want)
+	hashes = make([]chunkHash, want)
 	for i := range list {
 		hashes[i] = chunkHash(list[i])
 	}
-	return hashes, nil
+	if newest = reply.Stamp; reply.Count != hashStamped {
+		newest = untold
+	}
+	return hashes, newest, nil
 }
 
 // suspects lists the replica's blocks with a stamp newer than a given one.

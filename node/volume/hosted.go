@@ -362,33 +362,41 @@ func (h *hosted) suspects(epoch ukai.Epoch, session uint32, than ukai.BlockStamp
 // maxHashed is the longest range hashed for one request.
 const maxHashed = 4 << 20
 
-// hash returns the hashes of the chunks of a range that begins at a chunk's border. With source it fails like read.
-func (h *hosted) hash(epoch ukai.Epoch, session uint32, off, n int64, source bool) ([]byte, error) {
+// hash returns the hashes of the chunks of a range that begins at a chunk's border, and the newest stamp of its blocks, which is not older than what is
+// hashed. With source it fails like read.
+func (h *hosted) hash(epoch ukai.Epoch, session uint32, off, n int64, source bool) (hashes []byte, newest ukai.BlockStamp, err error) {
 	ops, err := h.enter(epoch, session)
 	if err != nil {
-		return nil, err
+		return nil, newest, err
 	}
 	defer ops.leave()
 	if err := h.check("hash", off, n); err != nil {
-		return nil, err
+		return nil, newest, err
 	}
 	if off%ukai.ChunkSize != 0 || n > maxHashed {
-		return nil, fmt.Errorf("hash of %d bytes at %d: %w: at most %d, from a multiple of %d", n, off, ukai.ErrInvalid, maxHashed, ukai.ChunkSize)
+		return nil, newest, fmt.Errorf("hash of %d bytes at %d: %w: at most %d, from a multiple of %d", n, off, ukai.ErrInvalid, maxHashed, ukai.ChunkSize)
 	}
 	if source {
 		if err := h.sound(off, n); err != nil {
-			return nil, err
+			return nil, newest, err
 		}
 	}
 	out := make([]byte, 0, (n+ukai.ChunkSize-1)/ukai.ChunkSize*int64(len(chunkHash{})))
 	chunk := make([]byte, min(n, ukai.ChunkSize))
-	for end := off + n; off < end; off += ukai.ChunkSize {
+	first, end := off, off+n
+	for ; off < end; off += ukai.ChunkSize {
 		chunk = chunk[:min(ukai.ChunkSize, end-off)]
 		if err := h.data.ReadAt(chunk, off); err != nil {
-			return nil, err
+			return nil, newest, err
 		}
 		sum := hashChunk(chunk)
 		out = append(out, sum[:]...)
 	}
-	return out, nil
+	size := int64(h.data.BlockSize()) // looked at last: a stamp is raised before the data changes
+	for i := ukai.Index(first / size); int64(i)*size < end; i++ {
+		if s, ok := h.data.Stamp(i); ok && newest.Less(s) {
+			newest = s
+		}
+	}
+	return out, newest, nil
 }

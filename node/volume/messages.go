@@ -66,6 +66,9 @@ type sealReply struct {
 // helloCounts in the answer to a hello is what sealReply.Counts says, of the session that it begins.
 const helloCounts = 2 // 1 was said by nodes that knew no batches
 
+// hashStamped in the answer to a request for hashes says that it tells the newest stamp of what was hashed. Older nodes do not.
+const hashStamped = 1
+
 // helloRequest is the payload of wire.Hello; epoch and session are in the header.
 type helloRequest struct {
 	Incarnation ukai.Incarnation `cbor:"1,keyasint"` // that answered the seal

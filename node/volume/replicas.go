@@ -216,8 +216,8 @@ func (rs *Replicas) answer(r request) (wire.Reply, error) {
 		}
 		return reply, err
 	case wire.KindHash:
-		hashes, err := h.hash(m.Epoch, m.Session, m.Offset, int64(m.Count), asSource(m))
-		return wire.Reply{Payload: hashes}, err
+		hashes, newest, err := h.hash(m.Epoch, m.Session, m.Offset, int64(m.Count), asSource(m))
+		return wire.Reply{Payload: hashes, Stamp: newest, Count: hashStamped}, err
 	case wire.KindVerify:
 		in, err := h.verify(m.Epoch, m.Session, m.Offset, int64(m.Count))
 		reply := wire.Reply{Stamp: in.stamp, Payload: encodeLooks(in.looks)}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -697,4 +698,54 @@ func TestReplicaWithoutRoomIsTriedLessAndLessOften(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A replica may find that it has a block already which was written since it left: then its stamp must tell of that, too, for others are brought up to date
+// from it.
+func TestAReplicaThatHadTheContentAlreadyTellsThoseThatItIsTheSourceOf(t *testing.T) {
+	const at = 3 * testBlock
+	for name, c := range map[string]struct {
+		change func(w *world) // while n2 is away
+		source int
+		want   byte
+	}{
+		"zeros, which a new replica has": {func(w *world) {
+			w.nodes[2].kill()
+			if err := w.d(0).Discard(w.t.Context(), at, 4096); err != nil {
+				w.t.Fatal(err)
+			}
+			w.add(0, 0, w.made(3))
+			for !slices.Contains(w.inSync(), 3) {
+				time.Sleep(time.Second)
+			}
+		}, 3, 0},
+		"what was there before": {func(w *world) {
+			w.nodes[1].kill()
+			w.write(0, at, fill(4096, 2))
+			time.Sleep(checkpointEvery + 3*time.Second)
+			w.nodes[2].kill()
+			w.write(0, at, fill(4096, 1))
+			w.nodes[1].restart(false)
+			for !slices.Contains(w.inSync(), 1) {
+				time.Sleep(time.Second)
+			}
+		}, 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{nodes: 4, replicas: 3}, func(w *world) {
+				w.attach(0)
+				w.write(0, at, fill(4096, 1))
+				time.Sleep(checkpointEvery + 3*time.Second)
+				c.change(w)
+				w.flush(0)
+				w.detach(0)
+				w.attach(c.source) // reads its own replica, and fills others from there
+				w.nodes[2].restart(false)
+				w.wantReturn(2)
+				if got := w.nodes[2].raw(at, 1)[0]; got != c.want {
+					t.Errorf("n2 is in sync and has %d, want %d", got, c.want)
+				}
+			})
+		})
+	}
 }
