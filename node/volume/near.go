@@ -60,7 +60,7 @@ func (f *following) serve(ctx context.Context, c *claim, p []byte, off int64) (d
 	may := c.exclusive && f.state.mayGet(c.index, c.off, c.end)
 	f.mu.Unlock()
 	switch {
-	case l == nil, h.err() != nil:
+	case l == nil, h.err() != nil, !f.follows(c.index): // a split may have come in between, and a write that it was not told of
 		return false, nil
 	case has:
 		if f.m.local.read(h.epoch, l.session, p, off, false) != nil {

@@ -191,3 +191,55 @@ func TestZerosAreNotCopiedOverWhatAGuestHasReadMeanwhile(t *testing.T) {
 		w.wantEqual()
 	})
 }
+
+// A read looks whether the replica follows its block, and waits for the range. Meanwhile the block gets a group of its own, and a write to it.
+func TestAReplicaIsNotReadInABlockThatItHasCeasedToFollow(t *testing.T) {
+	const size = 16 << 20
+	slow := func(c *Config) {
+		c.Budget = func(ctx context.Context, _ ukai.DiskID, _, _ ukai.NodeID, _ int64) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+	}
+	bubble(t, setup{nodes: 3, replicas: 2, size: size}, func(w *world) {
+		w.attach(1)
+		w.write(1, 0, fill(512, 1))
+		time.Sleep(checkpointEvery + 3*time.Second)
+		w.nodes[0].kill()
+		w.write(1, 8<<20, fill(1<<20, 2)) // which that on node 0 lacks
+		w.detach(1)
+		w.nodes[0].boot(slow)
+		w.setClosed(0, false)
+		w.attach(0)
+		h := w.d(0).holding.Load()
+		var f *following
+		for begin := time.Now(); f == nil || !f.readable(0, 512); time.Sleep(100 * time.Millisecond) {
+			if f = h.view.Load().near; time.Since(begin) > time.Minute {
+				t.Fatal("nothing can be read of the replica that follows")
+			}
+		}
+		p := make([]byte, 512)
+		serve := func() bool {
+			c := &claim{index: 0, end: 512}
+			if err := h.locks.lock(w.t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			defer h.locks.unlock(c)
+			done, err := f.serve(w.t.Context(), c, p, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return done
+		}
+		if !serve() || p[0] != 1 {
+			t.Fatalf("not read, or %d: this shows nothing", p[0])
+		}
+		if err := w.d(0).Split(w.t.Context(), 0, []ukai.Range{{First: 0, Count: 1}}, 1); err != nil {
+			t.Fatal(err)
+		}
+		w.write(0, 0, fill(512, 3))
+		if serve() && p[0] != 3 {
+			t.Errorf("read %d, which was overwritten", p[0])
+		}
+	})
+}
