@@ -142,7 +142,6 @@ func (h *holding) written(ctx context.Context, from ukai.Index) (list []ukai.Ind
 // inspected is a replica and what it said.
 type inspected struct {
 	m *member
-	l *link // in which it was asked
 	inspection
 }
 
@@ -154,7 +153,6 @@ func (h *holding) inspect(ctx context.Context, i ukai.Index, off, n int64) ([]in
 	var all errgroup.Group
 	for k, m := range set {
 		all.Go(func() error {
-			list[k].l = m.link.Load()
 			reply, err := m.command(ctx, wire.Message{Kind: wire.KindVerify, Offset: off, Count: uint32(n)}, nil)
 			switch {
 			case errors.Is(err, ukai.ErrUnsupported):
@@ -399,8 +397,9 @@ func (h *holding) repair(in *inspected, p []byte, off int64) error {
 	if err == nil {
 		return nil
 	}
-	if in.l != nil && !errors.Is(err, ukai.ErrOverloaded) && !errors.Is(err, ukai.ErrNoSpace) && !errors.Is(err, ukai.ErrUnsupported) {
-		in.m.lost(in.l, err)
+	// The one that stands now: that in which the replica was asked may have been given up before.
+	if l := in.m.link.Load(); l != nil && !errors.Is(err, ukai.ErrOverloaded) && !errors.Is(err, ukai.ErrNoSpace) && !errors.Is(err, ukai.ErrUnsupported) {
+		in.m.lost(l, err)
 	}
 	return err
 }

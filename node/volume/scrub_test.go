@@ -565,3 +565,33 @@ func TestChecksumsOfABlockThatIsWrittenAgainAreMadeAnew(t *testing.T) {
 		w.wantEqual()
 	})
 }
+
+// A repair of which it is not known whether it is still to be applied must not be so after a newer write, also if the replica has been greeted since it was
+// looked at.
+func TestARepairThatFailsGivesUpTheSessionInWhichItWasSent(t *testing.T) {
+	bubble(t, setup{nodes: 2, replicas: 2}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(store.SumBytes, 1))
+		h := w.d(0).holding.Load()
+		list, err := h.inspect(w.t.Context(), 0, 0, store.SumBytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := &list[slices.IndexFunc(list, func(in inspected) bool { return in.m.local == nil })]
+		in.m.lost(in.m.link.Load(), ukai.ErrUnreachable)
+		for in.m.link.Load() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+		l := in.m.link.Load()
+		w.setDelay(1, 10*time.Millisecond)
+		repaired := async(func() error { return h.repair(in, fill(store.SumBytes, 1), 0) })
+		time.Sleep(time.Millisecond)
+		w.flap(1)
+		if err := <-repaired; err == nil {
+			t.Fatal("it was repaired: this shows nothing")
+		}
+		if in.m.link.Load() == l {
+			t.Error("what was sent may still be applied")
+		}
+	})
+}
