@@ -1161,3 +1161,22 @@ func TestAHedgedReadIsTriedAgainWhereOnlyTheConnectionBroke(t *testing.T) {
 		}
 	})
 }
+
+// Two heartbeats run at once, and the one that read the clock first is the last to note it: no holder may take the other one's confirmation for older.
+func TestTheLatestConfirmationCountsInWhateverOrderTheyAreNoted(t *testing.T) {
+	bubble(t, setup{nodes: 2, replicas: 1}, func(w *world) {
+		w.attach(1)
+		r, err := w.nodes[0].replicas.Load().open(w.t.Context(), w.disk, w.nodes[0].rid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		early := w.clock()
+		time.Sleep(3 * time.Second)
+		late := w.clock()
+		r.confirms(late)
+		r.confirms(early)
+		if got := time.Duration(r.confirmed.Load()); got < late {
+			t.Errorf("confirmed at %v, noted is %v", late, got)
+		}
+	})
+}

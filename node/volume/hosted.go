@@ -113,7 +113,8 @@ func (h *hosted) seal(ctx context.Context, epoch ukai.Epoch, req sealRequest) (s
 	}
 	// Only now: a heartbeat that finds the old fence has noted its time before it looked.
 	now := h.rs.cfg.Clock()
-	quiet := now - time.Duration(h.confirmed.Swap(int64(now)))
+	quiet := now - time.Duration(h.confirmed.Load())
+	h.confirms(now)
 	if req.Size > h.data.Size() {
 		if err := h.data.Resize(ctx, req.Size); err != nil {
 			return sealReply{}, err
@@ -158,8 +159,14 @@ func (h *hosted) shut(ctx context.Context) error {
 // beat confirms a holder's epoch and takes over its stable stamp.
 func (h *hosted) beat(b beat) error {
 	// Before the fence is looked at, so that a seal which that look misses does not miss this.
-	h.confirmed.Store(int64(h.rs.cfg.Clock()))
+	h.confirms(h.rs.cfg.Clock())
 	return h.settle(b)
+}
+
+// confirms notes that a heartbeat may be confirmed at a time. Of two that run at once the later one counts, whoever comes to note it last.
+func (h *hosted) confirms(at time.Duration) {
+	for was := h.confirmed.Load(); int64(at) > was && !h.confirmed.CompareAndSwap(was, int64(at)); was = h.confirmed.Load() {
+	}
 }
 
 // settle takes over the stable stamp of a holder whose epoch is in force.
