@@ -1180,3 +1180,56 @@ func TestTheLatestConfirmationCountsInWhateverOrderTheyAreNoted(t *testing.T) {
 		}
 	})
 }
+
+// A detach that is given up lets the disk go under a flush that waits. Nothing of it is on stable storage, so nobody may be told that a disk that is not
+// attached has nothing to flush.
+func TestAFlushUnderWhichTheDiskIsLetGoTellsOfIt(t *testing.T) {
+	mem, stall := stalling(1, store.OpSync)
+	bubble(t, setup{nodes: 2, replicas: 2, mem: mem}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		resume := begin(stall)
+		defer resume()
+		flushed := async(func() error { return w.d(0).Flush(w.t.Context()) })
+		time.Sleep(10 * time.Millisecond)
+		ctx, cancel := context.WithTimeout(w.t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if err := w.d(0).Detach(ctx); err == nil {
+			t.Error("detached without a flush, and nobody is told")
+		}
+		if err := <-flushed; !errors.Is(err, ukai.ErrLost) || errors.Is(err, ukai.ErrNotAttached) {
+			t.Errorf("flush: %v", err)
+		}
+		if err := w.d(0).Flush(w.t.Context()); err == nil {
+			t.Error("who else wrote is not told")
+		}
+	})
+}
+
+// Who looks whether anything is unflushed looks at two things, and a flush may fail in between.
+func TestAFlushThatFailsHidesNothingThatIsUnflushed(t *testing.T) {
+	var h holding
+	h.dirty.Store(true)
+	stop := make(chan struct{})
+	var flushes sync.WaitGroup
+	flushes.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			h.flushing.Add(1) // as flush does, and fails
+			h.dirty.Store(false)
+			h.dirty.Store(true)
+			h.flushing.Add(-1)
+		}
+	})
+	defer flushes.Wait()
+	defer close(stop)
+	for n := range 20_000_000 {
+		if !h.unflushed() {
+			t.Fatalf("look %d sees nothing", n)
+		}
+	}
+}

@@ -12,7 +12,7 @@ import (
 // replica answers within a session of the incarnation that was sealed, so a machine that restarted, and lost what it had
 // in memory, cannot vouch for it.
 func (h *holding) flush(ctx context.Context) error {
-	if !h.dirty.Load() && h.flushing.Load() == 0 {
+	if !h.unflushed() {
 		return h.err() // nothing acknowledged since the last flush that succeeded
 	}
 	h.flushing.Add(1)
@@ -22,7 +22,7 @@ func (h *holding) flush(ctx context.Context) error {
 		err = h.flushDrained(ctx)
 	}
 	if err != nil {
-		h.dirty.Store(true) // before flushing, or adopt could see neither
+		h.dirty.Store(true) // before flushing, see unflushed
 	}
 	h.flushing.Add(-1)
 	return err
@@ -140,3 +140,8 @@ func (h *holding) announceHere() {
 // announceFor is how long a release waits for the replicas to take over the last stable stamp. It may be lost: then a
 // later recovery only looks at more blocks.
 const announceFor = time.Second
+
+// unflushed says whether something that was acknowledged may be on no stable storage. A flush that fails between the first two looks is seen by the third.
+func (h *holding) unflushed() bool {
+	return h.dirty.Load() || h.flushing.Load() > 0 || h.dirty.Load()
+}

@@ -35,7 +35,7 @@ func (d *Disk) Detach(ctx context.Context) error {
 	}
 	h := d.holding.Load()
 	err := d.release(ctx)
-	if err == nil && h != nil && h.dirty.Load() { // it was over before it could be flushed
+	if err == nil && h != nil && h.unflushed() { // it was over before it could be flushed
 		err = fmt.Errorf("what was written cannot be vouched for: %w", h.err())
 	}
 	if err != nil {
@@ -89,13 +89,11 @@ func (d *Disk) release(ctx context.Context) error {
 	return nil
 }
 
-// drop forgets a holding.
+// drop forgets a holding. A flush that is under way fails.
 func (d *Disk) drop(h *holding) {
-	if h.dirty.Load() {
+	if h.unflushed() {
+		h.end(fmt.Errorf("let go without a flush: %w", ukai.ErrLost)) // unless it is over
 		err := h.err()
-		if err == nil {
-			err = fmt.Errorf("let go without a flush: %w", ukai.ErrLost)
-		}
 		d.unvouched.Store(&err)
 	}
 	d.holding.CompareAndSwap(h, nil)
