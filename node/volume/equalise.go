@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -84,6 +85,11 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 	try, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
+	if m.h.view.Load() == nil {
+		var end context.CancelFunc
+		try, end = context.WithTimeout(try, unwatchedFor(msg.Kind)+rttFactor*m.h.host.rtt(m.Node))
+		defer end()
+	}
 	age := l.age(msg.Kind)
 	slot := age.begin()
 	l.count(&msg)
@@ -97,6 +103,15 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 		err = m.named(fmt.Errorf("its session ended: %w", ukai.ErrUnreachable))
 	}
 	return reply, err
+}
+
+// unwatchedFor is how long a request may take during a takeover, when no tick looks after its age. A flush may have much to write that its holder
+// before has not flushed.
+func unwatchedFor(kind wire.Kind) time.Duration {
+	if kind == wire.KindFlush {
+		return 2 * slowTime
+	}
+	return slowTime
 }
 
 func (m *member) get(ctx context.Context, p []byte, off int64) error {

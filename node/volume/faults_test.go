@@ -13,6 +13,7 @@ import (
 	"ukai"
 	"ukai/crdt"
 	"ukai/node/store"
+	"ukai/node/wire"
 )
 
 // async runs f in a goroutine of the bubble and returns a channel with its error.
@@ -1231,5 +1232,32 @@ func TestAFlushThatFailsHidesNothingThatIsUnflushed(t *testing.T) {
 		if !h.unflushed() {
 			t.Fatalf("look %d sees nothing", n)
 		}
+	}
+}
+
+// A replica that was sealed and then hangs is watched by nobody yet: the takeover must begin anew without it, not end with its caller's patience.
+func TestATakeoverGoesOnWithoutAReplicaThatHangsOnceItIsSealed(t *testing.T) {
+	for _, kind := range []wire.Kind{wire.KindStamps, wire.KindFlush} {
+		t.Run(kind.String(), func(t *testing.T) {
+			bubble(t, setup{nodes: 3, replicas: 3}, func(w *world) {
+				w.attach(0)
+				w.write(0, 0, fill(512, 1))
+				w.nodes[0].kill()
+				w.mu.Lock()
+				w.dead[0] = true
+				w.mu.Unlock()
+				var once sync.Once
+				see := func(_, to int, m *wire.Message) {
+					if to == 2 && m.Kind == kind {
+						once.Do(w.nodes[2].freeze)
+					}
+				}
+				w.onSend.Store(&see)
+				w.attach(1)
+				w.wantRead(1, 0, fill(512, 1))
+				w.onSend.Store(nil)
+				w.nodes[2].thaw()
+			})
+		})
 	}
 }

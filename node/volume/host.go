@@ -100,7 +100,8 @@ const (
 	silentAfter     = 350 * time.Millisecond
 	idleSilentAfter = 3 * time.Second
 	// slowAfter is the age at which a request is given up though its node is alive: its disk hangs.
-	slowAfter = 7500 * time.Millisecond / tickEvery // ticks, fewer than slots
+	slowAfter = slowTime / tickEvery // ticks, fewer than slots
+	slowTime  = 7500 * time.Millisecond
 	// reconnectFor is how long a lost replica is greeted before it is dropped from the in-sync set.
 	reconnectFor = 200 * time.Millisecond
 	// rttFactor is how many round trips each of these is lengthened by.
