@@ -52,9 +52,7 @@ func (h *holding) goAhead(op *mutation) bool {
 	h.ops.hold() // a release must not overlook it
 	h.work.Add(1)
 	h.mu.Unlock()
-	if !h.dirty.Load() {
-		h.dirty.Store(true)
-	}
+	h.unflushed.dirty()
 	if op.p != nil {
 		op.kept = getPayload(len(op.p))
 		copy(*op.kept, op.p)

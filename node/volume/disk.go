@@ -115,7 +115,7 @@ func (d *Disk) enter(ctx context.Context, how claiming) (*holding, error) {
 
 // owed says whether a holding that is over must go on failing its requests: somebody has attached the disk by it, or wrote what may be
 // lost. Otherwise the disk may be held anew as if it had never been.
-func (d *Disk) owed(over *holding) bool { return d.users() > 0 || over.unflushed() }
+func (d *Disk) owed(over *holding) bool { return d.users() > 0 || over.unflushed.any() }
 
 // ReadAt fills p from off and returns len(p), or 0 and an error.
 func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
@@ -202,7 +202,7 @@ func (d *Disk) Flush(ctx context.Context) error {
 	if err := d.unvouchedFor(); err != nil {
 		return err
 	}
-	began, idle := time.Now(), !h.dirty.Load()
+	began, idle := time.Now(), !h.unflushed.isDirty()
 	err := h.flush(ctx)
 	if err == nil {
 		err = h.vouched(ctx)

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"ukai/node/wire"
@@ -12,19 +13,15 @@ import (
 // replica answers within a session of the incarnation that was sealed, so a machine that restarted, and lost what it had
 // in memory, cannot vouch for it.
 func (h *holding) flush(ctx context.Context) error {
-	if !h.unflushed() {
+	if !h.unflushed.any() {
 		return h.err() // nothing acknowledged since the last flush that succeeded
 	}
-	h.flushing.Add(1)
-	h.dirty.Store(false)
+	h.unflushed.begin()
 	done, err := h.flushBehind(ctx)
 	if err == nil && !done {
 		err = h.flushDrained(ctx)
 	}
-	if err != nil {
-		h.dirty.Store(true) // before flushing, see unflushed
-	}
-	h.flushing.Add(-1)
+	h.unflushed.end(err != nil)
 	return err
 }
 
@@ -41,7 +38,7 @@ func (h *holding) flushDrained(ctx context.Context) error {
 // since, in whose place nothing was counted, nor if sessions or the replicas are others by then. Then flushBehind returns false, and that was no flush. It
 // is a matter of speed alone: whoever is not sure drains the window first.
 func (h *holding) flushBehind(ctx context.Context) (bool, error) {
-	if h.flushing.Load() > maxBehind {
+	if h.unflushed.flushes() > maxBehind {
 		return false, nil
 	}
 	v := h.view.Load()
@@ -110,7 +107,7 @@ func (h *holding) checkpoint(ctx context.Context) error {
 		}
 	}
 	if slices.ContainsFunc(h.unfinished, func(c *check) bool { return c.touched.count.Load() > 0 }) {
-		h.dirty.Store(true) // also what was written without being acknowledged becomes stable
+		h.unflushed.dirty() // also what was written without being acknowledged becomes stable
 	}
 	h.unfinished = nil
 	if err := h.flush(ctx); err != nil {
@@ -141,7 +138,33 @@ func (h *holding) announceHere() {
 // later recovery only looks at more blocks.
 const announceFor = time.Second
 
-// unflushed says whether something that was acknowledged may be on no stable storage. A flush that fails between the first two looks is seen by the third.
-func (h *holding) unflushed() bool {
-	return h.dirty.Load() || h.flushing.Load() > 0 || h.dirty.Load()
+// unflushed is what a replica's restart would lose: a write makes it dirty before it is acknowledged; a flush ends that when it begins, and counts until it
+// has succeeded, or failed, which makes it dirty again. It is one word: who looks at two may look at the one just before a flush fails, and at the other just
+// after. See adopt.
+type unflushed struct{ word atomic.Int64 } // 1: dirty; 2 for each flush
+
+func (u *unflushed) isDirty() bool { return u.word.Load()&1 != 0 }
+
+func (u *unflushed) dirty() {
+	if !u.isDirty() {
+		u.word.Or(1)
+	}
 }
+
+func (u *unflushed) begin() {
+	u.word.Add(2)
+	u.word.And(^1)
+}
+
+func (u *unflushed) end(failed bool) {
+	if failed {
+		u.word.Or(1)
+	}
+	u.word.Add(-2)
+}
+
+// flushes returns how many are under way.
+func (u *unflushed) flushes() int64 { return u.word.Load() >> 1 }
+
+// any says whether something that was acknowledged may be on no stable storage.
+func (u *unflushed) any() bool { return u.word.Load() != 0 }

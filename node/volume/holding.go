@@ -30,11 +30,8 @@ type holding struct {
 	leaseUntil atomic.Int64 // host clock, ns
 	leaseWaits atomic.Int32 // reads that wait for the lease
 
-	// What a replica's restart would lose: a write sets dirty before it is acknowledged, a flush clears it when it
-	// begins and counts in flushing until it has succeeded. See adopt.
-	dirty      atomic.Bool
-	flushing   atomic.Int32
-	generation atomic.Uint32
+	unflushed  unflushed
+	generation atomic.Uint32 // raised when a replica is adopted
 
 	used  atomic.Bool // since the last tick
 	wrote atomic.Bool // since the last tick

@@ -307,7 +307,7 @@ func (h *holding) obstructed(m *member, why error) {
 func (h *holding) adopt(m *member) bool {
 	// Writes look at generation after they have set dirty, we the other way round: one of us sees the other.
 	h.generation.Add(1)
-	if h.unflushed() {
+	if h.unflushed.any() {
 		h.end(fmt.Errorf("the last in-sync replica restarted with unflushed writes in its memory: %w: %w", m.failure, ukai.ErrLost))
 		return true
 	}

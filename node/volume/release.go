@@ -35,7 +35,7 @@ func (d *Disk) Detach(ctx context.Context) error {
 	}
 	h := d.holding.Load()
 	err := d.release(ctx)
-	if err == nil && h != nil && h.unflushed() { // it was over before it could be flushed
+	if err == nil && h != nil && h.unflushed.any() { // it was over before it could be flushed
 		err = fmt.Errorf("what was written cannot be vouched for: %w", h.err())
 	}
 	if err != nil {
@@ -74,7 +74,7 @@ func (d *Disk) release(ctx context.Context) error {
 		return fmt.Errorf("%w while a checkpoint runs: %w", context.Cause(ctx), h.reason())
 	}
 	if c := h.check.Load(); c.stamp.Check > 1 || c.touched.count.Load() > 0 {
-		h.dirty.Store(true) // also what was written without being acknowledged must be the same everywhere
+		h.unflushed.dirty() // also what was written without being acknowledged must be the same everywhere
 	}
 	if err := h.flush(ctx); err != nil {
 		return err
@@ -91,7 +91,7 @@ func (d *Disk) release(ctx context.Context) error {
 
 // drop forgets a holding. A flush that is under way fails.
 func (d *Disk) drop(h *holding) {
-	if h.unflushed() {
+	if h.unflushed.any() {
 		h.end(fmt.Errorf("let go without a flush: %w", ukai.ErrLost)) // unless it is over
 		err := h.err()
 		d.unvouched.Store(&err)

@@ -295,8 +295,8 @@ func (op *mutation) complete() bool {
 // replica that had done it was adopted after a restart. A larger size is durable when a replica has told that it has it, and what nobody wrote
 // need not be vouched for.
 func (h *holding) sealDone(op *mutation) bool {
-	if op.kind != wire.KindFlush && op.kind != wire.KindResize && !h.dirty.Load() {
-		h.dirty.Store(true)
+	if op.kind != wire.KindFlush && op.kind != wire.KindResize {
+		h.unflushed.dirty()
 	}
 	return h.generation.Load() == op.generation && h.over.Load() == nil
 }
