@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"ukai"
@@ -75,6 +76,7 @@ func diskByName(c *crdt.Catalog, name string, removed bool) (*crdt.Disk, error) 
 type people struct {
 	nodes   map[ukai.NodeID]*crdt.Node
 	members map[ukai.NodeID]gossip.Member
+	unmet   map[ukai.NodeID]time.Time     // since when those are known that were never met, see unmet
 	told    map[ukai.DiskID]volume.Status // by those who hold disks or look after them, see hear
 	space   map[ukai.ReplicaID]int64      // bytes, as nodes told that were asked, see measure
 	repair  time.Duration                 // after which a node that is down is done without; negative: never
@@ -85,6 +87,7 @@ func (n *Node) people() people {
 	for _, m := range n.mesh.Members() {
 		p.members[m.ID] = m
 	}
+	p.unmet = n.unmet.look(p.members, time.Now())
 	n.mesh.View(func(c *crdt.Catalog) {
 		for node := range c.Nodes() {
 			p.nodes[node.ID] = node
@@ -123,6 +126,37 @@ func (p people) alive(id ukai.NodeID) bool {
 	return ok && (m.State == gossip.Alive || m.State == gossip.Suspect)
 }
 
+// since returns since when a node is in the state that membership has it in, zero if it was never heard of.
+func (p people) since(id ukai.NodeID) time.Time {
+	if at := p.members[id].Since; !at.IsZero() {
+		return at
+	}
+	return p.unmet[id]
+}
+
+// unmet notes when nodes came to be known here that membership has never met: they died before this node joined. Nobody here can tell when, but after
+// that they were not seen either, so that what waits for them does not wait for ever.
+type unmet struct {
+	mu   sync.Mutex
+	seen map[ukai.NodeID]time.Time
+}
+
+// look takes in what membership says now, and returns what has been noted.
+func (u *unmet) look(members map[ukai.NodeID]gossip.Member, now time.Time) map[ukai.NodeID]time.Time {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	seen := map[ukai.NodeID]time.Time{}
+	for id, m := range members {
+		if !m.Self && m.Since.IsZero() {
+			if seen[id] = now; !u.seen[id].IsZero() {
+				seen[id] = u.seen[id]
+			}
+		}
+	}
+	u.seen = seen
+	return seen
+}
+
 // abandoned says whether a disk's holder has been retired, or down for so long that what it has is made anew elsewhere. Then others look after the
 // disk as if nobody held it: a copy may be missing, or a relocation half done, and no program may ever open the disk again. As always a majority of
 // the arbiters must hold the holder for dead before anybody takes the disk from it, and a reader elsewhere would have done that long ago.
@@ -133,7 +167,7 @@ func (p people) abandoned(rec crdt.Record) bool {
 	if n, known := p.nodes[rec.Holder]; known && n.Retired {
 		return true
 	}
-	since := p.members[rec.Holder].Since
+	since := p.since(rec.Holder)
 	return p.repair > 0 && !since.IsZero() && time.Since(since) >= p.repair
 }
 
@@ -150,7 +184,7 @@ func (p people) candidates() []place.Node {
 			Witness: n.IsWitness(), Drain: n.Drain.Value, NoNew: n.NoNew.Value, Alive: p.alive(id),
 		}
 		if !c.Alive {
-			c.DownSince = p.members[id].Since
+			c.DownSince = p.since(id)
 		}
 		list = append(list, c)
 	}

@@ -38,6 +38,7 @@ type Node struct {
 	progress    progress
 	scrubs      scrubs
 	wanted      wanted
+	unmet       unmet
 
 	ctx     context.Context // of everything in the background
 	cancel  context.CancelFunc

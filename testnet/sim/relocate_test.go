@@ -234,6 +234,50 @@ func TestAReplicaOnANodeThatIsDownForLongIsMadeAnewElsewhere(t *testing.T) {
 	})
 }
 
+// A machine dies, another is put in its place, and the VM runs there: that one has never met the dead one, and is who must do without it.
+func TestWhatWasOnANodeThatDiedBeforeTheHolderJoinedIsMadeAnew(t *testing.T) {
+	for _, holds := range []bool{false, true} {
+		t.Run(fmt.Sprint("held by the dead node=", holds), func(t *testing.T) {
+			bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+				m.Create("vm1", 4<<20, "dc=tokyo:2")
+				t1, t2 := m.Nodes["t1"], m.Nodes["t2"]
+				g := m.attach("t2", "vm1")
+				g.write(0, 1)
+				g.flush()
+				if !holds {
+					g.detach()
+				}
+				t2.Crash()
+				m.Await("t2 is held for dead", func() error {
+					s, err := t1.Status(context.Background())
+					if err == nil && !slices.ContainsFunc(s.Nodes, func(x admin.Node) bool { return x.Name == "t2" && x.State == admin.NodeDead }) {
+						err = fmt.Errorf("nodes %+v", s.Nodes)
+					}
+					return err
+				})
+				m.Add("t3", "tokyo", false)
+				m.AwaitWhole()
+				g = m.awaitAttach("t3", "vm1")
+				if got := g.reads(0); got != 1 {
+					t.Errorf("it reads %d", got)
+				}
+				time.Sleep(8 * time.Minute)
+				if got, err := locations(t1, "vm1"); err != nil || !slices.Equal(got, []string{"t1 in sync", "t2 out"}) {
+					t.Errorf("replaced before t2 was down for ten minutes: %v, %v", got, err)
+				}
+				m.awaitLocations(t1, "vm1", "t1 in sync", "t3 in sync")
+				m.Await("another arbiter", func() error {
+					if got := arbiters(t, t1, "vm1"); slices.Contains(got, "t2") {
+						return fmt.Errorf("arbiters %v", got)
+					}
+					return nil
+				})
+				g.detach()
+			})
+		})
+	}
+}
+
 func TestReplicasAreMadeAnewWhenTheMeshSaysSoAndDisksGetItsRule(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		ctx, w1 := context.Background(), m.Nodes["w1"]
