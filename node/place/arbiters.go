@@ -41,6 +41,7 @@ type election struct {
 	replicas   []int  // nodes, those that are known, alive or not; by name
 	holds      uint32 // candidates that hold a replica
 	witnesses  uint32
+	down       uint32                                // for a moment
 	far        [][maxArbiterCandidates]time.Duration // replica x candidate
 	failures   []failure
 	best       uint32
@@ -72,14 +73,29 @@ func (p *Planner) election(replicas []int) *election {
 			return e
 		}
 	}
+	e := p.elect(replicas, func(i int) bool { return p.keeps[i] })
+	if keep {
+		if len(p.elections) >= maxElections {
+			clear(p.elections)
+		}
+		p.elections[key] = e
+	}
+	return e
+}
+
+// elect holds an election among the nodes that may stand.
+func (p *Planner) elect(replicas []int, may func(node int) bool) *election {
 	e := &election{p: p, replicas: slices.Clone(replicas)}
-	e.shortlist()
+	e.shortlist(may)
 	for i, n := range e.candidates {
 		if slices.Contains(replicas, n) {
 			e.holds |= 1 << i
 		}
 		if p.nodes[n].Witness {
 			e.witnesses |= 1 << i
+		}
+		if !p.nodes[n].Alive {
+			e.down |= 1 << i
 		}
 	}
 	e.far = make([][maxArbiterCandidates]time.Duration, len(replicas))
@@ -91,12 +107,6 @@ func (p *Planner) election(replicas []int) *election {
 	}
 	e.findFailures()
 	e.best = e.elect(e.count())
-	if keep {
-		if len(p.elections) >= maxElections {
-			clear(p.elections)
-		}
-		p.elections[key] = e
-	}
 	return e
 }
 
@@ -108,13 +118,13 @@ type arbiterRank struct {
 
 // shortlist finds the nodes worth comparing: replica holders, then of the others turn by turn one of each failure
 // domain, witnesses and near ones first.
-func (e *election) shortlist() {
+func (e *election) shortlist(may func(node int) bool) {
 	p := e.p
 	var leaving []int
 	rest := p.rest[:0]
 	for i := range p.nodes {
 		switch n := &p.nodes[i]; {
-		case !p.keeps[i]:
+		case !may(i):
 		case n.Drain:
 			leaving = append(leaving, i)
 		case slices.Contains(e.replicas, i):
@@ -430,7 +440,14 @@ func (w *work) arbiters() {
 		return // who may decide alone was chosen by an operator
 	}
 	e := w.p.election(w.targets)
-	if e.best == 0 {
+	if e.best&e.down != 0 {
+		// One that is down for a moment keeps its seat, but gets none, and the record does not move to where nobody could decide.
+		e = w.p.elect(w.targets, func(i int) bool {
+			n := &w.p.nodes[i]
+			return w.p.keeps[i] && (n.Alive || slices.Contains(w.rec.Arbiters, n.ID))
+		})
+	}
+	if up := bits.OnesCount32(e.best &^ e.down); up <= bits.OnesCount32(e.best)/2 {
 		return
 	}
 	var now uint32

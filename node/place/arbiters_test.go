@@ -92,6 +92,30 @@ func TestArbitersOfALargeMesh(t *testing.T) {
 	}
 }
 
+// A node that is down for a moment keeps its seat, and gets none: the record would move to where nobody can decide.
+func TestNoSeatIsGivenToANodeThatIsDown(t *testing.T) {
+	for _, test := range []struct{ name, now, want string }{
+		{"one leaves", "t1 t4 t5", "arbiters t1+t5+t6"},
+		{"one leaves, and one that is down has a seat", "t2 t4 t5", "arbiters t1+t2+t5"},
+		{"fewer are wanted, and those that are down would be most of them", "t1 t2 t3 t5 t6", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			nodes := mesh(t, "t1 dc=tokyo", "t2 dc=tokyo down", "t3 dc=tokyo down", "t4 dc=tokyo drain", "t5 dc=tokyo", "t6 dc=tokyo")
+			rec := placed(t, nodes, "t1 t2 t3")
+			rec.Arbiters = nil
+			for _, n := range nodes {
+				if slices.Contains(strings.Fields(test.now), n.Name) {
+					rec.Arbiters = append(rec.Arbiters, n.ID)
+				}
+			}
+			p, err := Relocate(Input{Rule: rule(t, "dc=tokyo:3"), Rec: rec, Nodes: nodes, Now: noon, RepairAfter: 3 * time.Hour})
+			if err != nil || told(nodes, p) != test.want {
+				t.Errorf("%q %v, want %q", told(nodes, p), err, test.want)
+			}
+		})
+	}
+}
+
 // Of all sets of arbiters the best is taken, however few of them are looked at.
 func TestElectionMissesNoBetterSetOfArbiters(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
