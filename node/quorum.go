@@ -108,8 +108,8 @@ func (n *Node) forceDisk(ctx context.Context, d *crdt.Disk, names []string, trie
 		return fail(err)
 	}
 	p := n.people()
-	rec, silent := n.newestRecord(ctx, rec)
-	if len(rec.Arbiters)-len(silent) > len(rec.Arbiters)/2 {
+	rec, silent, decide := n.newestRecord(ctx, rec)
+	if decide {
 		return fail(fmt.Errorf("%w: a majority of its arbiters answers: nothing needs to be forced; attach it", ukai.ErrRejected))
 	}
 	missing := refs(p, silent)
@@ -146,28 +146,40 @@ func (n *Node) forceDisk(ctx context.Context, d *crdt.Disk, names []string, trie
 	return nil
 }
 
-// newestRecord asks the arbiters of a record for a newer one, accepted or committed, and returns the newest and those of its arbiters that
-// have no vote: they do not answer, or know nothing of it. A record that was accepted but never committed is as good as a committed one:
-// whoever it counts as in sync has every acknowledged write that its arbiters know of.
-func (n *Node) newestRecord(ctx context.Context, rec crdt.Record) (crdt.Record, []ukai.NodeID) {
+// newestRecord asks the arbiters of a record for a newer one, accepted or committed, and returns the newest, the arbiters that have no vote, as they
+// do not answer or know nothing of it, and whether those that are left can decide. A record that was accepted but never committed is as good as a
+// committed one: whoever it counts as in sync has every acknowledged write that its arbiters know of.
+//
+// One that names other arbiters may be accepted here and there only. Then these have not begun, and are not missed; but those before them are who do not answer.
+func (n *Node) newestRecord(ctx context.Context, rec crdt.Record) (newest crdt.Record, silent []ukai.NodeID, decide bool) {
 	ctx, cancel := context.WithTimeout(ctx, forceAskTime)
 	defer cancel()
-	for {
+	for begun, finish := true, false; ; {
 		replies := n.askArbiters(ctx, rec)
-		var silent []ukai.NodeID
-		newest := rec
+		newest = rec
+		votes, waiting, ended := 0, 0, false
 		for i, id := range rec.Arbiters {
 			switch r := replies[i]; {
-			case r.Record == nil:
+			case r.Record != nil:
+				votes++
+				ended = ended || r.Answer == cell.Final
+				if r.Record.Version > newest.Version {
+					newest = r.Record.Clone()
+				}
+			case !begun && r.Answer == cell.Unknown:
+				waiting++
+			case !slices.Contains(silent, id):
 				silent = append(silent, id)
-			case r.Record.Version > newest.Version:
-				newest = r.Record.Clone()
 			}
 		}
+		majority := len(rec.Arbiters)/2 + 1
 		if newest.Instance == rec.Instance {
-			return newest, silent
+			return newest, silent, votes >= majority || finish && votes+waiting >= majority
 		}
-		rec = newest // kept by others by now: ask them
+		if ended {
+			silent = nil // of no account any more
+		}
+		begun, finish, rec = ended, votes >= majority, newest // kept by others by now: ask them
 	}
 }
 
