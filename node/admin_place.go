@@ -417,7 +417,11 @@ func (n *Node) keepWish(d *crdt.Disk, want wish, plan place.Plan) error {
 			policy(policyRanges, want.ranges.String())
 		}
 		if rule || other {
-			policy(policyRuleBefore, d.Rule.Value)
+			before := d.Rule.Value
+			if len(plan.Steps) == 0 && plan.Unmet == "" {
+				before = "" // met as it is: what moves the disk later is not this rule, and cancelling that must not go back to the one before
+			}
+			policy(policyRuleBefore, before)
 			if had || other {
 				policy(policyRangesBefore, ranges.Value)
 			}

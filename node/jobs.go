@@ -79,6 +79,21 @@ func (n *Node) recordJob(d *crdt.Disk, j job) {
 	}
 }
 
+// forgetRuleBefore notes that a disk is where its rule wants it: what moves it later is something else, and to cancel that is not to go back to the rule
+// before. A rule that was set meanwhile has one.
+func (n *Node) forgetRuleBefore(d *crdt.Disk) {
+	err := n.mesh.Update(func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error) {
+		now, ok := c.Disk(d.ID)
+		if !ok || now.Policy[policyRuleBefore].Value == "" || now.Rule != d.Rule || now.Policy[policyRanges] != d.Policy[policyRanges] {
+			return crdt.Delta{}, nil
+		}
+		return c.SetPolicy(d.ID, policyRuleBefore, "", stamp())
+	})
+	if err != nil && n.ctx.Err() == nil {
+		n.log.Warn("that a job cannot be cancelled any more could not be told to the mesh", "disk", d.Name.Value, "err", err)
+	}
+}
+
 // beginJob records that what a plan says begins, unless it is a part of what has begun already.
 func (n *Node) beginJob(d tended, want wish, plan place.Plan) {
 	if _, open := jobOf(d.Disk, want); open {
@@ -107,6 +122,7 @@ func (n *Node) followJob(d tended, want wish, plan place.Plan) {
 	if there {
 		j.Done, j.Ended, j.Result = j.Total, time.Now().UnixMilli(), admin.JobDone
 		n.recordJob(d.Disk, j)
+		n.forgetRuleBefore(d.Disk)
 		n.events.add(admin.Event{Level: admin.Fine, Kind: "job-done", Disk: d.Name.Value, Text: fmt.Sprintf("disk %s is where its rule wants it: the %s is done", d.Name.Value, j.Kind)})
 		return
 	}

@@ -185,6 +185,61 @@ func TestACancelledRelocationLeavesTheDiskWhereItWas(t *testing.T) {
 	})
 }
 
+// What moves a disk may be no new rule: a label was changed. Then there is nothing to go back to, least of all what the disk had long before.
+func TestCancellingAMoveThatNoNewRuleBeganLeavesTheRuleAsItIs(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka")
+		m.filled("t1", "vm1", 4<<20)
+		ctx, o1 := context.Background(), m.Nodes["o1"]
+		zone := func(value, at string) {
+			t.Helper()
+			for _, name := range []string{"t1", "o1"} {
+				change := admin.NodeChange{Unset: []string{"zone"}}
+				if name == at {
+					change = admin.NodeChange{Set: ukai.Labels{"zone": value}}
+				}
+				if _, err := o1.ChangeNode(ctx, name, change); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(3 * time.Second) // until all have heard of it
+		}
+		for i, rule := range []string{"zone=a:1", "zone=b:1"} { // the first is met when it is set, the second moves the disk
+			from, to := "t1", "o1"
+			zone(rule[5:6], from)
+			m.limit("o1", "tokyo-osaka", "none")
+			m.place("o1", "vm1", rule)
+			m.awaitLocations(o1, "vm1", from+" in sync")
+			if i > 0 {
+				m.Await("the job is done", func() error {
+					j, err := o1.job("vm1")
+					if err == nil && j.State != admin.JobDone {
+						err = fmt.Errorf("%+v", j)
+					}
+					return err
+				})
+			}
+			m.limit("o1", "tokyo-osaka", "64KiB/s")
+			zone(rule[5:6], to)
+			m.Await("it is being moved", func() error {
+				j, err := o1.job("vm1")
+				if err == nil && (j.Kind != "relocation" || j.State.Ended()) {
+					err = fmt.Errorf("%+v", j)
+				}
+				return err
+			})
+			if _, err := o1.OrderJob(ctx, "vm1", admin.OrderJob{Order: admin.OrderCancel}); !errors.Is(err, ukai.ErrRejected) {
+				t.Errorf("%s: cancelled: %v", rule, err)
+			}
+			if p, err := o1.Placement(ctx, "vm1"); err != nil || p.Rule != rule {
+				t.Errorf("the rule was %s and is %s, %v", rule, p.Rule, err)
+			}
+			m.limit("o1", "tokyo-osaka", "none")
+			m.awaitLocations(o1, "vm1", to+" in sync")
+		}
+	})
+}
+
 func TestAnEvacuatedNodeHasNothingLeftAndCanBeTurnedOff(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo t3:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
