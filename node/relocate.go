@@ -29,6 +29,8 @@ const (
 	// Pauses after a step that failed.
 	minRelocatePause = 2 * time.Second
 	maxRelocatePause = 2 * time.Minute
+	// makeTime bounds the making of a replica. A node whose medium hangs does not answer, though it is alive.
+	makeTime = time.Minute
 	// unmetPause is how long a rule that cannot be met is left alone: space that became free is no news of the mesh.
 	unmetPause = time.Minute
 )
@@ -51,7 +53,7 @@ type diskNode struct {
 	node ukai.NodeID
 }
 
-// made is when a replica was last made in a place, or was not because the node's store failed.
+// made is when a replica was last made in a place, or was not because the node's store failed or hangs.
 type made struct {
 	at     time.Time
 	failed bool
@@ -320,8 +322,11 @@ func (n *Node) step(ctx context.Context, d *crdt.Disk, rec crdt.Record, s place.
 			return disk.AddReplica(ctx, s.Group, s.Replica, s.Node)
 		}
 		m := crdt.Member{Replica: ukai.NewReplicaID(), Node: s.Node}
-		err := n.makeReplica(ctx, rec, m, wishOf(d).keep)
-		if err == nil || errors.Is(err, ukai.ErrMedia) {
+		making, cancel := context.WithTimeout(ctx, makeTime)
+		err := n.makeReplica(making, rec, m, wishOf(d).keep)
+		hangs := err != nil && errors.Is(making.Err(), context.DeadlineExceeded)
+		cancel()
+		if err == nil || hangs || errors.Is(err, ukai.ErrMedia) {
 			n.relocations.noteMade(d.ID, s.Node, err == nil)
 		}
 		if err != nil {

@@ -45,7 +45,9 @@ func (h *holding) retire(ctx context.Context, group uint8, replica ukai.ReplicaI
 		}
 	}
 	if member != nil && member.local != nil { // it may be the one that is ahead
-		open, err := h.closeWindow(ctx)
+		closing, cancel := context.WithTimeout(ctx, flushBefore)
+		open, err := h.closeWindow(closing)
+		cancel()
 		if err != nil {
 			return err
 		}

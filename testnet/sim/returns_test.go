@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,6 +219,35 @@ func TestAReplicaWhoseDiskFailedIsMadeAnew(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A medium that hangs answers nothing, while its node is alive to all. Whoever makes a replica there must not wait for ever: others would get none either.
+func TestAReplicaIsMadeElsewhereWhereAMediumHangs(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", 4<<20, "node=t1:1")
+		m.Create("vm2", 4<<20, "node=t1:1")
+		m.Create("vm3", 4<<20, "node=t1:1")
+		var asked atomic.Int64
+		over := make(chan struct{})
+		m.Nodes["t2"].Fault = func(op store.Op) error {
+			if op.Kind == store.OpCreate {
+				asked.Add(1)
+				<-over
+				return errors.New("medium error")
+			}
+			return nil
+		}
+		defer close(over)
+		for _, disk := range []string{"vm1", "vm2", "vm3"} {
+			m.place("w1", disk, "any:2")
+		}
+		for _, disk := range []string{"vm1", "vm2", "vm3"} {
+			m.awaitLocations(m.Nodes["w1"], disk, "t1 in sync", "t3 in sync")
+		}
+		if asked.Load() == 0 {
+			t.Error("nothing was to be made where the medium hangs")
+		}
+	})
 }
 
 func TestAReplicaThatIsMissingWhenItsNodeIsBackIsMadeAnew(t *testing.T) {
