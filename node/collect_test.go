@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -246,6 +247,49 @@ func TestRemovalOfADiskThatIsGoneWithItsHolderFailsSoon(t *testing.T) {
 		}
 		if took := time.Since(start); took > 2*settleTime { // of virtual time
 			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+func TestAReplicaPutAsideByAClockThatWasAheadIsKeptForItsTime(t *testing.T) {
+	inMesh(t, 3, func(t *testing.T, nodes []*Node) {
+		ctx := context.Background()
+		if _, err := nodes[0].CreateDisk(ctx, newDisk("vm1", "any:2")); err != nil {
+			t.Fatal(err)
+		}
+		v, err := nodes[0].OpenDisk("vm1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.WriteAt(ctx, make([]byte, 512), 0); err != nil { // so that they are in use
+			t.Fatal(err)
+		}
+		if _, err := nodes[0].PlaceDisk(ctx, "vm1", admin.PlaceDisk{Rule: admin.Rule{Terms: []string{"any:1"}}}); err != nil {
+			t.Fatal(err)
+		}
+		var at *Node
+		var aside store.ReplicaInfo
+		await(t, "a replica is put aside", func() bool {
+			for _, n := range nodes {
+				for _, r := range n.store.Replicas() {
+					if r.Header.State == store.StateRetired {
+						at, aside = n, r
+					}
+				}
+			}
+			return at != nil
+		})
+		ahead := binary.BigEndian.AppendUint64(nil, uint64(time.Now().Add(24*time.Hour).Unix()))
+		if err := at.store.Put(ctx, true, store.KV{K: trashKey(aside.Disk, aside.Replica), V: ahead}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Minute)
+		if len(at.store.Replicas()) != 1 {
+			t.Error("it was removed at once when the clock was right again")
+		}
+		time.Sleep(15 * time.Minute)
+		if len(at.store.Replicas()) != 0 {
+			t.Error("it is kept for ever")
 		}
 	})
 }

@@ -100,7 +100,10 @@ func (n *Node) retireReplica(ctx context.Context, r store.ReplicaInfo) error {
 	}
 	fresh := r.Header.State == store.StateOpen || len(since) != 8
 	if !fresh {
-		if age := time.Since(time.Unix(int64(binary.BigEndian.Uint64(since)), 0)); age < n.cfg.TrashGrace && age >= 0 {
+		switch age := time.Since(time.Unix(int64(binary.BigEndian.Uint64(since)), 0)); {
+		case age < 0: // a clock was ahead: it is kept from now on
+			return n.store.Put(ctx, true, store.KV{K: key, V: binary.BigEndian.AppendUint64(nil, uint64(time.Now().Unix()))})
+		case age < n.cfg.TrashGrace:
 			return nil
 		}
 		if d, err := n.findByID(r.Disk); err == nil {
