@@ -15,7 +15,9 @@ import (
 
 	"ukai"
 	"ukai/crdt"
+	"ukai/crdt/codec"
 	"ukai/node/admin"
+	"ukai/node/cell"
 	"ukai/node/place"
 	"ukai/node/volume"
 )
@@ -429,6 +431,12 @@ func (n *Node) settled(ctx context.Context, d *crdt.Disk) (crdt.Record, error) {
 	return n.cells.Read(ctx, d.ID)
 }
 
+// hearTime bounds how long it is waited until most of a disk's arbiters have heard that it was restored, who are asked every hearEvery.
+const (
+	hearTime  = 3 * time.Second
+	hearEvery = 50 * time.Millisecond
+)
+
 // RestoreDisk implements admin.Backend.
 func (n *Node) RestoreDisk(ctx context.Context, disk string, r admin.RestoreDisk) (admin.Disk, error) {
 	d, err := n.find(disk, true)
@@ -457,11 +465,54 @@ func (n *Node) RestoreDisk(ctx context.Context, disk string, r admin.RestoreDisk
 	if err != nil {
 		return admin.Disk{}, fmt.Errorf("restore disk %s: %w", d.Name.Value, err)
 	}
+	if err := n.stay(ctx, d); err != nil {
+		return admin.Disk{}, fmt.Errorf("restore disk %s: %w", d.Name.Value, err)
+	}
 	if d, err = n.findByID(d.ID); err != nil {
 		return admin.Disk{}, err
 	}
 	n.events.add(admin.Event{Level: admin.Fine, Kind: "disk-restored", Disk: d.Name.Value, Text: fmt.Sprintf("disk %s was restored", d.Name.Value)})
 	return n.show(n.people(), d), nil
+}
+
+// stay sees to it that nobody deletes a disk which was removed as d says and has been restored since: most of its arbiters have heard of that before whoever
+// asks them from now on, and who was allowed to before finds another record.
+func (n *Node) stay(ctx context.Context, d *crdt.Disk) error {
+	rec, err := n.known(d.ID)
+	if err != nil {
+		return err
+	}
+	payload, err := codec.Marshal(question{Disk: d.ID, Removed: d.Removed.Stamp, Undone: true})
+	if err != nil {
+		return err
+	}
+	heard := func() bool {
+		return n.majority(ctx, rec.Arbiters, func(ctx context.Context, id ukai.NodeID) bool {
+			if id == n.id {
+				return n.holdsUndone(d.ID, d.Removed.Stamp)
+			}
+			q, ok := n.ask(ctx, id, payload)
+			return ok && q.Undone
+		})
+	}
+	for began := time.Now(); !heard() && time.Since(began) < hearTime; { // else they will have, as they answer
+		select {
+		case <-time.After(hearEvery):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	// Not before: who changes the record from here on asks the arbiters after that.
+	if rec, err = n.cells.Read(ctx, d.ID); err == nil {
+		_, err = n.cells.Propose(ctx, d.ID, cell.Stay{Version: rec.Version})
+	}
+	switch {
+	case errors.Is(err, ukai.ErrRejected):
+		return fmt.Errorf("%w: its grace time was over, and it was deleted for good", ukai.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("it cannot be told whether it is being deleted: %w", err)
+	}
+	return nil
 }
 
 func (n *Node) findByID(id ukai.DiskID) (*crdt.Disk, error) {

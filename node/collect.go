@@ -78,7 +78,7 @@ func (n *Node) deleteExpired(ctx context.Context) {
 			n.log.Debug("a removed disk is kept: no majority of its arbiters says that its grace time is over", "disk", d.Name.Value)
 			continue
 		}
-		if err := n.deleteDisk(ctx, d); err != nil && n.ctx.Err() == nil {
+		if err := n.deleteIf(ctx, d, func() bool { return n.majorityHoldsExpired(ctx, d) }); err != nil && n.ctx.Err() == nil {
 			n.log.Warn("a removed disk cannot be deleted yet; this is tried again", "disk", d.Name.Value, "err", err)
 		}
 	}
@@ -86,10 +86,19 @@ func (n *Node) deleteExpired(ctx context.Context) {
 
 // deleteDisk ends a disk that nobody uses.
 func (n *Node) deleteDisk(ctx context.Context, d *crdt.Disk) error {
+	return n.deleteIf(ctx, d, func() bool { return true })
+}
+
+// deleteIf ends a disk that nobody uses, if it still may be once its record was read: what that says is deleted, and nothing that was committed since, as a
+// restoration is.
+func (n *Node) deleteIf(ctx context.Context, d *crdt.Disk, may func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTime)
 	defer cancel()
 	rec, err := n.settled(ctx, d)
 	if err == nil && rec.Phase != crdt.PhaseDeleted {
+		if !may() {
+			return nil
+		}
 		_, err = n.cells.Propose(ctx, d.ID, cell.Delete{Version: rec.Version})
 	}
 	if err != nil {
@@ -124,6 +133,12 @@ func (n *Node) majorityHoldsExpired(ctx context.Context, d *crdt.Disk) bool {
 func (n *Node) holdsExpired(disk ukai.DiskID, removed crdt.Stamp) bool {
 	d, err := n.findByID(disk)
 	return err == nil && d.Removed.Stamp == removed && expired(d)
+}
+
+// holdsUndone says whether a disk has been restored, or removed anew, since it was removed.
+func (n *Node) holdsUndone(disk ukai.DiskID, removed crdt.Stamp) bool {
+	d, err := n.findByID(disk)
+	return err == nil && removed.Less(d.Removed.Stamp)
 }
 
 // deleteReplicas frees the space of replicas of deleted disks on this node, after the arbiters have confirmed that the disk is deleted: what

@@ -171,6 +171,54 @@ func TestADiskThatWasRestoredIsNotDeletedByANodeThatMissedIt(t *testing.T) {
 	})
 }
 
+// Whoever deletes a disk has asked the arbiters before, and may be slow: a restoration that was reported in between holds.
+func TestADiskIsNotDeletedByWhoWasAllowedToBeforeItWasRestored(t *testing.T) {
+	inMesh(t, 3, func(t *testing.T, nodes []*Node) {
+		ctx := context.Background()
+		if _, err := nodes[0].CreateDisk(ctx, newDisk("vm1", "any:3")); err != nil {
+			t.Fatal(err)
+		}
+		removed := func(n *Node, want bool) func() bool {
+			return func() bool {
+				d, err := n.find("vm1", want)
+				return err == nil && d.Removed.Value == want
+			}
+		}
+		await(t, "the disk at n1", removed(nodes[1], false))
+		grace := int64(1)
+		if _, err := nodes[0].RemoveDisk(ctx, "vm1", admin.RemoveDisk{GraceSeconds: &grace}); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the removal at n1", removed(nodes[1], true))
+		d, err := nodes[1].find("vm1", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the end of the grace time", func() bool { return nodes[1].majorityHoldsExpired(ctx, d) })
+		restored := make(chan error, 1)
+		err = nodes[1].deleteIf(ctx, d, func() bool {
+			if !nodes[1].majorityHoldsExpired(ctx, d) {
+				t.Error("no majority consents any more")
+			}
+			_, err := nodes[0].RestoreDisk(ctx, "vm1", admin.RestoreDisk{})
+			restored <- err
+			return true
+		})
+		if restore := <-restored; restore != nil || !errors.Is(err, ukai.ErrRejected) {
+			t.Errorf("restored: %v, deleted: %v", restore, err)
+		}
+		time.Sleep(2 * time.Minute)
+		for _, n := range nodes {
+			if _, err := n.StatDisk("vm1"); err != nil {
+				t.Errorf("at %s: %v", n.cfg.Name, err)
+			}
+			if len(n.store.Replicas()) != 1 {
+				t.Errorf("%d replicas at %s", len(n.store.Replicas()), n.cfg.Name)
+			}
+		}
+	})
+}
+
 func TestGraceOutOfBoundsIsRefused(t *testing.T) {
 	inMesh(t, 1, func(t *testing.T, nodes []*Node) {
 		n, ctx := nodes[0], context.Background()

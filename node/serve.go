@@ -73,7 +73,7 @@ func (n *Node) answer(r *wire.Request, f func(context.Context) ([]byte, error)) 
 	}
 }
 
-// question asks a node whether it holds another one for dead, or the grace time of a disk's removal for over, or what it has to tell of disks,
+// question asks a node whether it holds another one for dead, or the grace time of a disk's removal for over, or the removal for undone, or what it has to tell of disks,
 // or tells it that a disk is wanted; the answer has the same form.
 type question struct {
 	Node    ukai.NodeID `cbor:"1,keyasint"`
@@ -86,6 +86,7 @@ type question struct {
 	Accounts bool      `cbor:"7,keyasint,omitempty"`
 	Told     []account `cbor:"8,keyasint,omitempty"`
 	Wanted   bool      `cbor:"9,keyasint,omitempty"`
+	Undone   bool      `cbor:"10,keyasint,omitempty"`
 }
 
 // opinion answers a question from what membership and the catalog say here.
@@ -99,6 +100,8 @@ func (n *Node) opinion(ctx context.Context, payload []byte) ([]byte, error) {
 		q.Told = n.accounts()
 	case q.Wanted:
 		n.wanted.add(q.Disk)
+	case q.Undone:
+		q.Undone = n.holdsUndone(q.Disk, q.Removed)
 	case q.Disk.IsZero():
 		q.Dead = n.holdsDead(ctx, q.Node, q.Silent)
 	default:

@@ -139,6 +139,28 @@ func (c Unpin) Done(rec crdt.Record) bool { return !slices.Contains(rec.Pins, c.
 
 func (c Unpin) String() string { return fmt.Sprintf("unpin for clone %v", c.Clone) }
 
+// Stay changes nothing but the version: what was made for an older one, such as a Delete that was allowed before the disk was restored, is refused from
+// then on.
+type Stay struct{ Version uint64 }
+
+// Apply implements Change.
+func (c Stay) Apply(rec crdt.Record) (crdt.Record, error) {
+	if err := wantAlive(c, &rec); err != nil {
+		return rec, err
+	}
+	if err := wantVersion(c, &rec, c.Version); err != nil {
+		return rec, err
+	}
+	return finish(c, rec)
+}
+
+// Done implements Change: any later version does.
+func (c Stay) Done(rec crdt.Record) bool {
+	return rec.Version > c.Version && rec.Phase != crdt.PhaseDeleted
+}
+
+func (c Stay) String() string { return "stay" }
+
 // Delete ends a disk for good. Its epoch is the last one, so that no replica ever serves it again.
 type Delete struct {
 	Version uint64

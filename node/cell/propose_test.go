@@ -424,6 +424,25 @@ func TestChangesThatWouldLeaveTooLittleAreRefused(t *testing.T) {
 	do(Resize{Epoch: 1, Version: rec.Version, Size: half, Shrink: true})
 }
 
+func TestADeletionThatWasAllowedBeforeTheDiskWasToStayIsRefused(t *testing.T) {
+	rec := firstRecord(1, 2, 3)
+	stay, late := Stay{Version: rec.Version}, Delete{Version: rec.Version}
+	stays, err := apply(stay, &rec)
+	if err != nil || stay.Done(rec) || !stay.Done(stays) || !stays.Dominates(rec) {
+		t.Fatalf("%+v: %v", stays, err)
+	}
+	if _, err := apply(late, &stays); !errors.Is(err, ukai.ErrRejected) {
+		t.Errorf("deleted: %v", err)
+	}
+	gone, err := apply(late, &rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := apply(stay, &gone); !errors.Is(err, ukai.ErrRejected) || stay.Done(gone) {
+		t.Errorf("a deleted disk stays: %v", err)
+	}
+}
+
 func TestAHistoryThatIsGivenUpEndsInAnyPhaseUnlessItWasPickedSince(t *testing.T) {
 	for _, phase := range []crdt.Phase{crdt.PhaseReleased, crdt.PhaseRecovering, crdt.PhaseActive} {
 		rec := firstRecord(1, 2, 3)
