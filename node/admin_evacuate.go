@@ -157,6 +157,22 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 			trouble("start another node, a witness will do", "no other node could keep its quorum record")
 		}
 	})
+	n.eachHistory(func(d *crdt.Disk, rec crdt.Record, aside bool) {
+		if !slices.ContainsFunc(inSyncNodes(&rec), gone) {
+			return
+		}
+		w := admin.Warning{Level: admin.Critical, Code: "evacuation", Disk: d.Name.Value, Remedy: "ukai-node disk pick " + d.Name.Value,
+			Text: fmt.Sprintf("disk %s: it has %d histories, and the replicas of %s do not move before one was picked", d.Name.Value, len(d.View), rec.Tip())}
+		if !aside {
+			out.DisksTotal++
+			out.Replicas++
+			out.Problems = append(out.Problems, w)
+			return
+		}
+		w.Level, w.Code, w.Remedy = admin.Notice, "history", fmt.Sprintf("ukai-node disk discard %s %s", d.Name.Value, rec.Tip())
+		w.Text = fmt.Sprintf("history %s of disk %s, which was set aside, has a replica there that does not move, and may not be read or picked without it", rec.Tip(), d.Name.Value)
+		out.Warnings = append(out.Warnings, w)
+	})
 	n.mesh.View(func(c *crdt.Catalog) {
 		for d := range c.Disks() {
 			rec, ok := d.Record()

@@ -32,6 +32,16 @@ func (n *Node) RetireNode(ctx context.Context, node string, r admin.RetireNode) 
 	}
 	without := n.planning(slices.DeleteFunc(p.candidates(), func(x place.Node) bool { return x.ID == gone.ID }))
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) { missed(p, gone.ID, without, d, rec, &out) })
+	n.eachHistory(func(d *crdt.Disk, rec crdt.Record, aside bool) {
+		remedy := "ukai-node disk pick " + d.Name.Value
+		if aside {
+			remedy = fmt.Sprintf("ukai-node disk discard %s %s", d.Name.Value, rec.Tip())
+		}
+		if slices.Contains(inSyncNodes(&rec), gone.ID) && slices.ContainsFunc(rec.Groups, func(g crdt.Group) bool { return !inSyncElsewhere(p, gone.ID, g) }) {
+			out.Warnings = append(out.Warnings, admin.Warning{Level: admin.Critical, Code: "retire", Disk: d.Name.Value, Remedy: remedy,
+				Text: fmt.Sprintf("history %s of disk %s has its last copy in sync on nodes that are gone: its data are lost", rec.Tip(), d.Name.Value)})
+		}
+	})
 	sortWarnings(out.Warnings)
 	if r.DryRun {
 		return out, nil
@@ -87,6 +97,14 @@ func (n *Node) hearing(ctx context.Context, p people, id ukai.NodeID) (names []s
 	}
 	slices.Sort(names)
 	return names
+}
+
+// inSyncElsewhere says whether a group has a replica in sync on a node that is neither retired nor the one that is gone.
+func inSyncElsewhere(p people, gone ukai.NodeID, g crdt.Group) bool {
+	return slices.ContainsFunc(g.InSync(), func(m crdt.Member) bool {
+		node := p.nodes[m.Node]
+		return m.Node != gone && (node == nil || !node.Retired)
+	})
 }
 
 // missed adds to out what a disk has on a node that is to be retired, and warns of what cannot be made anew from what is left; without plans as if

@@ -188,6 +188,33 @@ func asideKept(d *crdt.Disk) (kept []crdt.Record, whole bool) {
 	return slices.DeleteFunc(aside, func(rec crdt.Record) bool { return rec.Phase == crdt.PhaseDeleted }), whole
 }
 
+// eachHistory calls f, outside the catalog's lock, for each history that no rule looks after and that has not ended: those that were set aside, or all of a disk
+// of which none was picked.
+func (n *Node) eachHistory(f func(d *crdt.Disk, rec crdt.Record, aside bool)) {
+	var split []*crdt.Disk
+	n.mesh.View(func(c *crdt.Catalog) {
+		for d := range c.Disks() {
+			if d.Live() && len(d.View) > 1 {
+				split = append(split, d)
+			}
+		}
+	})
+	for _, d := range split {
+		kept, _ := asideKept(d)
+		if aside := !d.Conflict(); aside {
+			for _, rec := range kept {
+				f(d, rec, true)
+			}
+			continue
+		}
+		for _, rec := range d.View {
+			if rec.Phase != crdt.PhaseDeleted {
+				f(d, rec, false)
+			}
+		}
+	}
+}
+
 func inSyncNodes(rec *crdt.Record) (ids []ukai.NodeID) {
 	for i := range rec.Groups {
 		for _, m := range rec.Groups[i].InSync() {

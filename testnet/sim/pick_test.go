@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -224,6 +226,43 @@ func (m *Mesh) pastsOf(at string) map[string]string {
 		}
 	}
 	return names
+}
+
+// What nobody moves must be told of before a node is turned off or retired: the replicas of histories, which may be their only ones.
+func TestANodeWithTheOnlyReplicaOfAHistoryIsNotSafeToTurnOff(t *testing.T) {
+	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
+		splitDisk(t, m, false)
+		ctx, t1 := context.Background(), m.Nodes["t1"]
+		has := func(list []admin.Warning, words ...string) bool {
+			return slices.ContainsFunc(list, func(w admin.Warning) bool {
+				return !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(w.Text+w.Remedy, word) })
+			})
+		}
+		left, err := t1.Evacuate(ctx, admin.Evacuate{Nodes: "o1", DryRun: true})
+		if err != nil || left.Safe || left.Replicas != 1 || !has(left.Problems, "2 histories", "disk pick vm1") {
+			t.Errorf("none was picked: %v: %+v", err, left)
+		}
+		if _, err := t1.Evacuate(ctx, admin.Evacuate{Nodes: "o1"}); !errors.Is(err, ukai.ErrUnmet) {
+			t.Errorf("none was picked, and it is evacuated: %v", err)
+		}
+		picked := m.pick("t1", m.pastsOf("t1")["t1"])
+		aside := picked.Histories[1].ID
+		m.awaitLocations(t1, "vm1", "o1 in sync", "t1 in sync")
+		if left, err = t1.Evacuate(ctx, admin.Evacuate{Nodes: "o1", DryRun: true}); err != nil || !has(left.Warnings, "history "+aside, "disk discard vm1 "+aside) {
+			t.Errorf("one was set aside: %v: %+v", err, left)
+		}
+		if left, err = t1.Evacuate(ctx, admin.Evacuate{Nodes: "t1", DryRun: true}); err != nil || has(left.Warnings, "history") {
+			t.Errorf("where none was set aside: %v: %+v", err, left)
+		}
+		m.Nodes["o1"].Crash()
+		m.Await("o1 can be retired", func() error {
+			out, err := t1.RetireNode(ctx, "o1", admin.RetireNode{DryRun: true})
+			if err == nil && !has(out.Warnings, "history "+aside, "last copy") {
+				t.Errorf("it does not warn of what is lost: %+v", out.Warnings)
+			}
+			return err
+		})
+	})
 }
 
 func TestEachHistoryThatADiskDoesNotGoOnWithCanBeRead(t *testing.T) {
