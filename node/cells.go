@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"ukai"
 	"ukai/crdt"
@@ -28,7 +29,9 @@ type cells struct {
 	learn func(crdt.Record) error
 	// known returns the newest record that gossip has brought of a disk.
 	known func(ukai.DiskID) (crdt.Record, error)
-	log   *slog.Logger
+	// unknown says whether the catalog does not know a disk, and up to when it has all that any node's had.
+	unknown func(ukai.DiskID) (caughtUp time.Time, unknown bool)
+	log     *slog.Logger
 
 	lane [lanes]chan struct{} // of size one: held over the write that makes a promise durable
 

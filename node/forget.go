@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"ukai"
@@ -30,7 +31,13 @@ func closedKey(disk ukai.DiskID, instance uint32) string {
 }
 
 // floorKey holds the newest instance of a disk's record that was forgotten here.
-func floorKey(disk ukai.DiskID) string { return "cf/" + disk.String() }
+func floorKey(disk ukai.DiskID) string { return floorPrefix + disk.String() }
+
+const (
+	floorPrefix = "cf/"
+	// unknownPrefix, before a key, is that of the time since when the catalog does not know the key's disk: seconds of Unix time.
+	unknownPrefix = "cu/"
+)
 
 // forgotten says whether this node has forgotten an instance of a disk's record, or a later one.
 func (c *cells) forgotten(disk ukai.DiskID, instance uint32) (bool, error) {
@@ -48,13 +55,17 @@ func (c *cells) forgotten(disk ukai.DiskID, instance uint32) (bool, error) {
 
 // forget drops the states of instances that ended closedKeep ago. The clock decides only for how long there is a redirect: an instance that is
 // forgotten is never begun again, or a late INIT could revive it.
+//
+// It drops likewise, without a trace, what is kept of disks that nobody knows: they were deleted and forgotten, or never came to be.
 func (c *cells) forget(ctx context.Context) error {
-	var ended []*cell.Acceptor
+	var ended, others []*cell.Acceptor
 	err := c.store.Scan(cellPrefix, func(_ string, v []byte) error {
 		a, err := cell.UnmarshalAcceptor(c.self, v)
 		switch {
 		case err != nil: // told when it is asked
-		case a.Closed() && len(ended) < maxForget:
+		case !a.Closed():
+			others = append(others, a)
+		case len(ended) < maxForget:
 			ended = append(ended, a)
 		}
 		return nil //nolint:nilerr // one that cannot be read is kept
@@ -67,7 +78,59 @@ func (c *cells) forget(ctx context.Context) error {
 			return fmt.Errorf("forget instance %d of the quorum record of disk %v: %w", a.Instance(), a.Disk(), err)
 		}
 	}
+	for _, a := range others {
+		if err := c.forgetUnknown(ctx, a.Disk(), cellKey(a.Disk(), a.Instance())); err != nil {
+			return fmt.Errorf("forget the quorum record of disk %v: %w", a.Disk(), err)
+		}
+	}
+	var floors []ukai.DiskID
+	err = c.store.Scan(floorPrefix, func(k string, _ []byte) error {
+		if disk, err := ukai.ParseDiskID(strings.TrimPrefix(k, floorPrefix)); err == nil {
+			floors = append(floors, disk)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, disk := range floors {
+		if err := c.forgetUnknown(ctx, disk, floorKey(disk)); err != nil {
+			return fmt.Errorf("forget the quorum record of disk %v: %w", disk, err)
+		}
+	}
 	return nil
+}
+
+// forgetUnknown drops what is kept under a key about a disk that the catalog does not know, if it has been so for closedKeep and this node has since had
+// all that any node of the mesh knew: then nobody can ask for it any more.
+func (c *cells) forgetUnknown(ctx context.Context, disk ukai.DiskID, key string) error {
+	leave, err := c.enter(ctx, disk)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	mark := unknownPrefix + key
+	v, err := c.store.Get(mark)
+	if err != nil && !errors.Is(err, ukai.ErrNotFound) {
+		return err
+	}
+	caughtUp, unknown := c.unknown(disk)
+	now, since := time.Now(), time.Time{}
+	if len(v) == 8 {
+		since = time.Unix(int64(binary.BigEndian.Uint64(v)), 0)
+	}
+	due := since.Add(closedKeep)
+	switch {
+	case !unknown && len(v) == 0:
+		return nil
+	case !unknown:
+		return c.store.Put(ctx, false, store.KV{K: mark})
+	case since.IsZero() || now.Before(since): // met for the first time, or by a clock that was ahead
+		return c.store.Put(ctx, false, store.KV{K: mark, V: binary.BigEndian.AppendUint64(nil, uint64(now.Unix()))})
+	case now.Before(due) || caughtUp.Before(due):
+		return nil
+	}
+	return c.store.Put(ctx, true, store.KV{K: key}, store.KV{K: mark})
 }
 
 // forgetOne drops the state of an instance that has ended, if that was long ago.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +24,7 @@ func ended(t *testing.T) (c *cells, ask func(cell.Request) cell.Answer, first, l
 	t.Cleanup(func() { _ = mem.Close() })
 	c = newCells(self, mem.Store())
 	c.ready = func() error { return nil }
+	c.unknown = func(ukai.DiskID) (time.Time, bool) { return time.Now(), false }
 	ask = func(r cell.Request) cell.Answer {
 		t.Helper()
 		r.Disk = ukai.DiskID{7}
@@ -109,6 +111,44 @@ func TestAClockThatWasAheadDoesNotKeepStatesForEver(t *testing.T) {
 		forgets(t, c, 31)
 		if _, err := c.store.Get(cellKey(first.Disk, 0)); !errors.Is(err, ukai.ErrNotFound) {
 			t.Errorf("its state is still there: %v", err)
+		}
+	})
+}
+
+func TestWhatIsKeptOfADiskThatNobodyKnowsIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, ask, first, _ := ended(t)
+		later := first.Clone()
+		later.Instance, later.Version = 5, 40
+		if got := ask(cell.Request{Kind: cell.Init, Instance: 5, Record: &later}); got != cell.Accepted {
+			t.Fatal(got)
+		}
+		forgets(t, c, 31) // the first instance leaves its number
+		kept := func() (keys []string) {
+			t.Helper()
+			if err := c.store.Scan("c", func(k string, _ []byte) error { keys = append(keys, k); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			return keys
+		}
+		want := []string{cellKey(first.Disk, 5), floorKey(first.Disk)}
+		unknown, behind := true, time.Duration(0)
+		c.unknown = func(ukai.DiskID) (time.Time, bool) { return time.Now().Add(-behind), unknown }
+		forgets(t, c, 29)
+		unknown = false // somebody knew it after all
+		forgets(t, c, 60)
+		if got := kept(); !slices.Equal(got, want) {
+			t.Fatalf("of a disk that is known there is %v", got)
+		}
+		unknown, behind = true, 60*24*time.Hour // a node is away
+		forgets(t, c, 50)
+		if got := kept(); len(got) != 4 {
+			t.Fatalf("while somebody may know it there is %v", got)
+		}
+		behind = time.Hour
+		forgets(t, c, 1)
+		if got := kept(); len(got) != 0 {
+			t.Errorf("there is still %v", got)
 		}
 	})
 }

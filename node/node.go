@@ -94,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (n *Node, err error) {
 		return n, err
 	}
 	n.cells = newCells(n.id, n.store)
-	n.cells.call, n.cells.ready, n.cells.learn, n.cells.known, n.cells.log = n.call, n.fit, n.learn, n.known, cfg.Log
+	n.cells.call, n.cells.ready, n.cells.learn, n.cells.known, n.cells.unknown, n.cells.log = n.call, n.fit, n.learn, n.known, n.unknownDisk, cfg.Log
 	n.replicas = volume.NewReplicas(volume.ReplicasConfig{Node: n.id, Name: cfg.Name, Store: n.store, Log: cfg.Log, Clock: cfg.Boottime, Lineage: n.admitLineage, Within: n.within, Reuse: n.reuse})
 	mesh, err := gossip.Open(gossip.Config{
 		Transport: transport{n.wire}, ID: n.id, Info: info, Seeds: cfg.Seeds, Advertise: cfg.Advertise, Resolve: cfg.Resolve,

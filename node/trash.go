@@ -92,6 +92,12 @@ func (n *Node) caughtUp() (at time.Time) {
 	return at
 }
 
+// unknownDisk says whether the catalog does not know a disk, deleted or not, and up to when it has all that any node's had.
+func (n *Node) unknownDisk(disk ukai.DiskID) (caughtUp time.Time, unknown bool) {
+	_, err := n.findByID(disk)
+	return n.caughtUp(), err != nil
+}
+
 func (n *Node) retireReplica(ctx context.Context, r store.ReplicaInfo) error {
 	key := trashKey(r.Disk, r.Replica)
 	since, err := n.store.Get(key)
