@@ -166,7 +166,7 @@ func (n *Node) newestRecord(ctx context.Context, rec crdt.Record) (newest crdt.R
 				if r.Record.Version > newest.Version {
 					newest = r.Record.Clone()
 				}
-			case !begun && r.Answer == cell.Unknown:
+			case !begun && r.Answer == cell.Unknown && r.Detail == cell.NotBegun:
 				waiting++
 			case !slices.Contains(silent, id):
 				silent = append(silent, id)

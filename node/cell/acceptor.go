@@ -10,6 +10,9 @@ import (
 	"ukai/crdt/codec"
 )
 
+// NotBegun is the detail of an UNKNOWN of an arbiter that has had no INIT, and would take one.
+const NotBegun = "has no record of this disk"
+
 // acceptorFormat is the version of Marshal's bytes.
 const acceptorFormat = 1
 
@@ -69,7 +72,7 @@ func (a *Acceptor) Step(req Request) (rep Reply, persist bool) {
 		return a.init(req, rep)
 	}
 	if s.Accepted == nil {
-		rep.Answer, rep.Detail = Unknown, "has no record of this disk"
+		rep.Answer, rep.Detail = Unknown, NotBegun
 		return rep, false
 	}
 	if fork(s.Accepted) != req.Fork {
