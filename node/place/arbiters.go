@@ -440,14 +440,21 @@ func (w *work) arbiters() {
 		return // who may decide alone was chosen by an operator
 	}
 	e := w.p.election(w.targets)
-	if e.best&e.down != 0 {
-		// One that is down for a moment keeps its seat, but gets none, and the record does not move to where nobody could decide.
+	short := e.best&e.down != 0
+	if short {
+		// One that is down for a moment keeps its seat, but gets none, and most of those that keep the record must be there to decide.
 		e = w.p.elect(w.targets, func(i int) bool {
 			n := &w.p.nodes[i]
 			return w.p.keeps[i] && (n.Alive || slices.Contains(w.rec.Arbiters, n.ID))
 		})
+		if bits.OnesCount32(e.best&^e.down) <= bits.OnesCount32(e.best)/2 {
+			if !slices.ContainsFunc(w.rec.Arbiters, w.p.unseated) {
+				return
+			}
+			e = w.p.elect(w.targets, func(i int) bool { return w.p.keeps[i] && w.p.nodes[i].Alive })
+		}
 	}
-	if up := bits.OnesCount32(e.best &^ e.down); up <= bits.OnesCount32(e.best)/2 {
+	if e.best == 0 {
 		return
 	}
 	var now uint32
@@ -475,7 +482,7 @@ func (w *work) arbiters() {
 	switch {
 	case len(gone) > 0:
 		why = strings.Join(gone, ", ") + " cannot keep it any more"
-	case len(w.rec.Arbiters) != bits.OnesCount32(e.best):
+	case !short && len(w.rec.Arbiters) != bits.OnesCount32(e.best): // else it may be another number when those that are down are back
 		why = fmt.Sprintf("%d nodes should keep it", bits.OnesCount32(e.best))
 	case slices.Compare(top.survived[:], old.survived[:]) > 0:
 		why = "the disk survives more failures then"
@@ -490,6 +497,12 @@ func (w *work) arbiters() {
 	}
 	w.plan.Steps = append(w.plan.Steps, Step{Kind: MoveArbiters, Arbiters: ids, Why: why})
 	w.plan.Warnings = append(w.plan.Warnings, e.warnings(e.best)...)
+}
+
+// unseated says whether a node cannot keep a quorum record any more.
+func (p *Planner) unseated(id ukai.NodeID) bool {
+	i, known := p.index[id]
+	return !known || !p.keeps[i] || p.nodes[i].Drain
 }
 
 // arbiterDistance is the gain in round-trip time, summed over the replicas, for which the quorum record is moved.

@@ -98,6 +98,8 @@ func TestNoSeatIsGivenToANodeThatIsDown(t *testing.T) {
 		{"one leaves", "t1 t4 t5", "arbiters t1+t5+t6"},
 		{"one leaves, and one that is down has a seat", "t2 t4 t5", "arbiters t1+t2+t5"},
 		{"fewer are wanted, and those that are down would be most of them", "t1 t2 t3 t5 t6", ""},
+		{"fewer are wanted while some are down", "t1 t2 t4 t5 t6", "arbiters t1+t2+t5"},
+		{"one leaves, and those that are down would be most of the rest", "t1 t2 t3 t4 t5", "arbiters t1+t5+t6"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			nodes := mesh(t, "t1 dc=tokyo", "t2 dc=tokyo down", "t3 dc=tokyo down", "t4 dc=tokyo drain", "t5 dc=tokyo", "t6 dc=tokyo")
