@@ -158,14 +158,20 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 		}
 	})
 	n.eachHistory(func(d *crdt.Disk, rec crdt.Record, aside bool) {
-		if !slices.ContainsFunc(inSyncNodes(&rec), gone) {
+		copied, seat := slices.ContainsFunc(inSyncNodes(&rec), gone), slices.ContainsFunc(rec.Arbiters, gone)
+		if !copied && (aside || !seat) {
 			return
 		}
 		w := admin.Warning{Level: admin.Critical, Code: "evacuation", Disk: d.Name.Value, Remedy: "ukai-node disk pick " + d.Name.Value,
-			Text: fmt.Sprintf("disk %s: it has %d histories, and the replicas of %s do not move before one was picked", d.Name.Value, len(d.View), rec.Tip())}
+			Text: fmt.Sprintf("disk %s: it has %d histories, and what is there of %s does not move before one was picked", d.Name.Value, len(d.View), rec.Tip())}
 		if !aside {
 			out.DisksTotal++
-			out.Replicas++
+			if copied {
+				out.Replicas++
+			}
+			if seat {
+				out.Seats++
+			}
 			out.Problems = append(out.Problems, w)
 			return
 		}
