@@ -18,16 +18,27 @@ const maxSkew = crdt.MaxSkew
 // Update makes a local change. The function gets the catalog and a source of stamps, calls the catalog's methods and returns what they
 // returned, joined. It must not keep the catalog, block, or call the Mesh. When Update returns, the change is durable in the journal
 // and on its way to the other nodes. If the journal fails, the change is in memory and spreads all the same; the error says so. An error of
-// the function itself is returned as it is, after whatever delta came with it has been taken.
+// the function itself is returned as it is, after whatever delta came with it has been taken. If the clock of this node is so far ahead that others would
+// refuse the stamps, the function gets zero ones, with which nothing can be written, and the error matches ukai.ErrClockSkew.
 func (m *Mesh) Update(change func(c *crdt.Catalog, stamp func() crdt.Stamp) (crdt.Delta, error)) error {
 	if m.closing.Load() {
 		return ukai.ErrClosed
 	}
 	wall := m.cfg.Now()
 	m.mu.Lock()
-	d, err := change(m.catalog, func() crdt.Stamp { return m.clock.Now(wall) })
+	fast, stamped := m.ahead(), false
+	d, err := change(m.catalog, func() crdt.Stamp {
+		if fast {
+			stamped = true
+			return crdt.Stamp{} // which the catalog takes for nothing
+		}
+		return m.clock.Now(wall)
+	})
 	m.changed(d.Keys())
 	m.mu.Unlock()
+	if stamped {
+		err = fmt.Errorf("%w: that of this node is more than %v ahead of most others, which would refuse what it changes: set it, and run NTP on every node", ukai.ErrClockSkew, maxSkew)
+	}
 	if d.IsEmpty() {
 		return err
 	}
@@ -36,6 +47,20 @@ func (m *Mesh) Update(change func(c *crdt.Catalog, stamp func() crdt.Stamp) (crd
 		err = fmt.Errorf("change made but not durable on this node: %w", e)
 	}
 	return err
+}
+
+// ahead says whether most of the peers that are alive would refuse what this node stamps now. The caller holds m.mu.
+func (m *Mesh) ahead() bool {
+	alive, behind := 0, 0
+	for _, p := range m.members {
+		if p.alive {
+			alive++
+			if p.skew < -maxSkew {
+				behind++
+			}
+		}
+	}
+	return 2*behind > alive
 }
 
 // View lets the function read the catalog. It must not change or keep it, block, or call the Mesh.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,11 +15,20 @@ import (
 
 func TestStampsFromTheFutureAreRefused(t *testing.T) {
 	bubble(t, func(t *testing.T, n *network) {
-		ahead := 5 * time.Minute
-		fast := func(c *Config) { c.Now = func() time.Time { return time.Now().Add(ahead) } }
+		const ahead = 5 * time.Minute
+		var jumped atomic.Bool
+		fast := func(c *Config) {
+			c.Now = func() time.Time {
+				if jumped.Load() {
+					return time.Now().Add(ahead)
+				}
+				return time.Now()
+			}
+		}
 		nodes := []*testNode{n.add(addrOf(1, 1)), n.add(addrOf(1, 2), addrOf(1, 1).String()), n.addWith(addrOf(1, 3), fast, addrOf(1, 1).String())}
 		await(t, 10*time.Second, "whole", allSee(nodes, Alive, 2))
-		must(t, nodes[2].setting("a", "from the future"))
+		jumped.Store(true)
+		must(t, nodes[2].setting("a", "from the future")) // nobody has noticed yet
 		must(t, nodes[0].setting("b", "1"))
 		await(t, 20*time.Second, "known to the fast node", func() bool { return nodes[2].has("b", "1") })
 		time.Sleep(time.Minute)
@@ -38,6 +48,12 @@ func TestStampsFromTheFutureAreRefused(t *testing.T) {
 				}
 			}
 		}
+		// Once it knows, it does not say that it changed what all others refuse; what needs no stamp is told as ever.
+		if err := nodes[2].setting("a", "from the future, again"); !errors.Is(err, ukai.ErrClockSkew) || nodes[2].has("a", "from the future, again") {
+			t.Errorf("a change that the others refuse: %v", err)
+		}
+		must(t, nodes[2].Publish(t.Context(), func(info *crdt.NodeInfo) { info.FreeBytes = 77 }))
+		must(t, nodes[0].setting("c", "1"))
 		before := nodes[0].counter("exchanges_total")
 		time.Sleep(10 * time.Minute) // what was refused is no reason to talk all the time; after 5 minutes it is no longer the future
 		if n := nodes[0].counter("exchanges_total") - before; n > 60 {
