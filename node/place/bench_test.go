@@ -63,11 +63,12 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkOneChange plans for 10,000 disks on 100 nodes after one change: of a node that is drained, which holds replicas of a hundredth of
+// BenchmarkOneChange plans for 10,000 disks on 100 nodes after one change: of a node that is drained, or down, which holds replicas of a hundredth of
 // them, or of a rule that moves a replica of each disk.
 func BenchmarkOneChange(b *testing.B) {
 	for _, bench := range []struct{ name, node, rule string }{
 		{"node drained", " drain", "dc=dc1:2 dc=dc2:1"},
+		{"node down for a moment", " down", "dc=dc1:2 dc=dc2:1"},
 		{"rule of every disk changed", "", "dc=dc1:1 dc=dc2:1 dc=dc3:1"},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
@@ -96,7 +97,7 @@ func BenchmarkOneChange(b *testing.B) {
 			b.ReportAllocs()
 			began := cpu(b)
 			for b.Loop() {
-				p := NewPlanner(nodes, nil, noon, 0)
+				p := NewPlanner(nodes, nil, noon, 3*time.Hour)
 				steps := 0
 				for i := range recs {
 					steps += len(must(p.Plan(r, recs[i], 0)).Steps)
