@@ -77,6 +77,7 @@ type people struct {
 	nodes   map[ukai.NodeID]*crdt.Node
 	members map[ukai.NodeID]gossip.Member
 	unmet   map[ukai.NodeID]time.Time     // since when those are known that were never met, see unmet
+	up      time.Time                     // since when this node is
 	told    map[ukai.DiskID]volume.Status // by those who hold disks or look after them, see hear
 	space   map[ukai.ReplicaID]int64      // bytes, as nodes told that were asked, see measure
 	repair  time.Duration                 // after which a node that is down is done without; negative: never
@@ -86,6 +87,9 @@ func (n *Node) people() people {
 	p := people{nodes: map[ukai.NodeID]*crdt.Node{}, members: map[ukai.NodeID]gossip.Member{}, repair: n.repairAfter()}
 	for _, m := range n.mesh.Members() {
 		p.members[m.ID] = m
+		if m.Self {
+			p.up = m.Since
+		}
 	}
 	p.unmet = n.unmet.look(p.members, time.Now())
 	n.mesh.View(func(c *crdt.Catalog) {
@@ -134,6 +138,16 @@ func (p people) since(id ukai.NodeID) time.Time {
 	return p.unmet[id]
 }
 
+// missed returns since when this node has missed another that is down, zero if it was never heard of: since it was last seen, but not since before this node
+// came up, which knows nothing of that time. Machines that lost their power together come back one after the other, and the first are not to do without the rest.
+func (p people) missed(id ukai.NodeID) time.Time {
+	at := p.since(id)
+	if !at.IsZero() && at.Before(p.up) {
+		return p.up
+	}
+	return at
+}
+
 // unmet notes when nodes came to be known here that membership has never met: they died before this node joined. Nobody here can tell when, but after
 // that they were not seen either, so that what waits for them does not wait for ever.
 type unmet struct {
@@ -167,7 +181,7 @@ func (p people) abandoned(rec crdt.Record) bool {
 	if n, known := p.nodes[rec.Holder]; known && n.Retired {
 		return true
 	}
-	since := p.since(rec.Holder)
+	since := p.missed(rec.Holder)
 	return p.repair > 0 && !since.IsZero() && time.Since(since) >= p.repair
 }
 
@@ -184,7 +198,7 @@ func (p people) candidates() []place.Node {
 			Witness: n.IsWitness(), Drain: n.Drain.Value, NoNew: n.NoNew.Value, Alive: p.alive(id),
 		}
 		if !c.Alive {
-			c.DownSince = p.since(id)
+			c.DownSince, c.LastSeen = p.missed(id), p.since(id)
 		}
 		list = append(list, c)
 	}

@@ -151,7 +151,7 @@ func (n *Node) survive(ctx context.Context) {
 func orphaned(p people, rec crdt.Record) bool {
 	dead := 0
 	for _, id := range rec.Arbiters {
-		if m, ok := p.members[id]; !ok || (m.State == gossip.Dead || m.State == gossip.Left) && time.Since(p.since(id)) >= unsafeAfter {
+		if m, ok := p.members[id]; !ok || (m.State == gossip.Dead || m.State == gossip.Left) && time.Since(p.missed(id)) >= unsafeAfter {
 			dead++
 		}
 	}

@@ -25,8 +25,9 @@ type Node struct {
 	Drain   bool // its replicas are to leave
 	NoNew   bool // keeps what it has
 	Alive   bool
-	// DownSince is when it was last seen, if it is not alive; zero if not known.
+	// DownSince is since when it counts as down, if it is not alive; zero if not known.
 	DownSince time.Time
+	LastSeen  time.Time // for display; zero: DownSince
 }
 
 // Near returns the round-trip time between two nodes, false if it is not known. A nil Near knows nothing.
@@ -82,7 +83,11 @@ func (n Node) down() string {
 	if n.DownSince.IsZero() {
 		return "is down"
 	}
-	return "is down since " + n.DownSince.UTC().Format(time.DateTime) + " UTC"
+	at := n.DownSince
+	if !n.LastSeen.IsZero() {
+		at = n.LastSeen
+	}
+	return "is down since " + at.UTC().Format(time.DateTime) + " UTC"
 }
 
 // mismatch says which conditions of a term do not hold of a node; "" if all do.

@@ -278,6 +278,30 @@ func TestWhatWasOnANodeThatDiedBeforeTheHolderJoinedIsMadeAnew(t *testing.T) {
 	}
 }
 
+func TestMachinesThatComeBackFirstWaitForTheOthers(t *testing.T) {
+	bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
+		m.Create("vm1", 4<<20, "node=t1:1 node=t2:1")
+		m.place("t1", "vm1", "dc=tokyo:2")
+		g := m.attach("t1", "vm1")
+		g.write(0, 1)
+		g.flush()
+		g.detach()
+		all := []string{"t1", "t2", "t3", "w1"}
+		for _, name := range all {
+			m.Nodes[name].Crash()
+		}
+		time.Sleep(time.Hour)
+		for _, name := range []string{"t1", "t3", "w1"} {
+			m.Nodes[name].Boot()
+		}
+		time.Sleep(8 * time.Minute)
+		if got, err := locations(m.Nodes["t1"], "vm1"); err != nil || slices.ContainsFunc(got, func(at string) bool { return strings.HasPrefix(at, "t3") }) {
+			t.Errorf("replaced eight minutes after the others came back: %v, %v", got, err)
+		}
+		m.awaitLocations(m.Nodes["t1"], "vm1", "t1 in sync", "t3 in sync")
+	})
+}
+
 func TestReplicasAreMadeAnewWhenTheMeshSaysSoAndDisksGetItsRule(t *testing.T) {
 	bubble(t, "t1:tokyo t2:tokyo t3:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		ctx, w1 := context.Background(), m.Nodes["w1"]
