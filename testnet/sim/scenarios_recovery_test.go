@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,11 +36,15 @@ func TestScenario02ARecoveryThatCrashesHalfWayLeavesOneOutcome(t *testing.T) {
 			m.Net.SetLink("o1", deaf, memnet.Link{})
 		}
 		// t1 recovers and crashes when it has copied some.
-		copied := 0
-		ended := make(chan struct{})
+		var copied atomic.Int32
+		halfWay, ended := make(chan struct{}), make(chan struct{})
 		m.Nodes["t2"].Fault = func(op store.Op) error {
 			if op.Kind == store.OpWrite {
-				if copied++; copied > 1 {
+				n := copied.Add(1)
+				if n == 2 {
+					close(halfWay)
+				}
+				if n >= 2 {
 					<-ended
 				}
 			}
@@ -58,7 +63,7 @@ func TestScenario02ARecoveryThatCrashesHalfWayLeavesOneOutcome(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 		}()
-		time.Sleep(30 * time.Second)
+		<-halfWay
 		m.Nodes["t1"].Crash()
 		close(ended)
 		if err := <-attaching; err == nil {
