@@ -10,9 +10,15 @@ const (
 	// pieces there is a rest: the window is the share of the time in which there is a copy.
 	StartWindow = 256 << 10
 	minWindow   = 4 << 10
-	// FloorRate is what copies get, in bytes per second, whatever guests feel: a replica that never comes back is a risk to them, too.
-	FloorRate Rate = 2 << 20
+	// FloorRate is what copies get, in bytes per second, whatever guests feel and however long a copy takes: a replica that never comes back is a risk to
+	// them, too.
+	FloorRate Rate = 4 << 20
 )
+
+// floorTime is how long copies of so many bytes take at FloorRate.
+func floorTime(bytes int64) time.Duration {
+	return time.Duration(float64(bytes) / float64(FloorRate) * float64(time.Second))
+}
 
 // Times of a Scavenger.
 const (
@@ -25,6 +31,8 @@ const (
 	settleFor = 50 * time.Millisecond
 	// judgeAfter is when few requests must do to judge by.
 	judgeAfter = time.Second
+	// floorBurst is of how long a time copies make up for at FloorRate what they were not let in.
+	floorBurst = 100 * time.Millisecond
 )
 
 // judgeBy is how many requests of a guest are enough to judge by: of so many, one belongs to the slowest hundredth.
@@ -64,7 +72,8 @@ type Scavenger struct {
 	asked    time.Duration
 	inflight int64
 	used     bool          // copies were admitted since the last look
-	next     time.Duration // nothing begins before
+	next     time.Duration // nothing begins before, but what FloorRate lets in
+	floorAt  time.Duration // when FloorRate lets the next in
 	ended    time.Duration // when the last copy ended
 	listenAt time.Duration // when it listens next; 0: not yet known
 	until    time.Duration // it listens until then
@@ -87,14 +96,19 @@ func (s *Scavenger) Inflight() int64 { return s.inflight }
 // Admit takes in a copy of so many bytes if it may begin now, and returns 0; else it returns when to ask again at the latest. Whoever waits is to ask
 // again after each Done and Look, too.
 func (s *Scavenger) Admit(now time.Duration, bytes int64) (wait time.Duration) {
+	over := s.inflight > 0 && s.inflight+bytes > s.Window()
 	switch {
 	case s.guests && now < s.until:
 		return s.until - now
-	case s.inflight > 0 && s.inflight+bytes > s.Window():
+	case s.guests && now >= s.floorAt && s.inflight+bytes <= MaxWindow:
+	case over && s.guests && now < s.floorAt:
+		return min(s.floorAt-now, maxWait)
+	case over:
 		return maxWait
 	case s.guests && now < s.next:
-		return s.next - now
+		return min(s.next, s.floorAt) - now
 	}
+	s.floorAt = min(max(s.floorAt, now-floorBurst), now) + floorTime(bytes)
 	s.inflight += bytes
 	s.used = true
 	return 0
@@ -106,8 +120,7 @@ func (s *Scavenger) Done(now time.Duration, bytes int64, took time.Duration) {
 	s.ended = now
 	if window := s.Window(); s.guests && window < bytes {
 		rest := time.Duration(float64(took) * (float64(bytes)/float64(window) - 1))
-		floor := time.Duration(float64(bytes) / float64(FloorRate) * float64(time.Second))
-		s.next = now + max(min(rest, floor-took), 0)
+		s.next = now + rest
 	}
 }
 
