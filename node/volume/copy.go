@@ -91,16 +91,26 @@ func (f *following) block(ctx context.Context, l *link, i ukai.Index) error {
 // others are brought up to date from here, and would else not hear of what was written to it meanwhile.
 func (f *following) equalise(ctx context.Context, l *link, i ukai.Index, off, end int64, as []byte) error {
 	var behind ukai.BlockStamp // of the source, where the replica's is older
-	for at := off; at < end; {
-		n := min(f.h.host.piece(maxHashed/hashShare)*hashShare, end-at)
-		newer, err := f.compare(ctx, l, i, at, n, as)
+	for chunk, compared := 0, false; ; {
+		most := int(f.h.host.piece(maxHashed/hashShare) * hashShare / ukai.ChunkSize)
+		f.mu.Lock()
+		from, to := f.state.lackingRun(i, chunk, most)
+		f.mu.Unlock()
+		if from == to {
+			if compared {
+				break
+			}
+			from, to = 0, 1 // for the stamps
+		}
+		at := off + int64(from)*ukai.ChunkSize
+		newer, err := f.compare(ctx, l, i, at, min(off+int64(to)*ukai.ChunkSize, end)-at, as)
 		if err != nil {
 			return err
 		}
 		if behind.Less(newer) {
 			behind = newer
 		}
-		at += n
+		chunk, compared = to, true
 	}
 	copied := false
 	for chunk := 0; ; {

@@ -128,7 +128,9 @@ func (f *follow) missed(i ukai.Index, off, end int64) {
 	}
 	w := f.work[i]
 	if w == nil {
-		f.dirty.add(i)
+		if !f.dirty.has(i) {
+			f.soil(i, nil)
+		}
 		f.eachChunk(i, off, end, func(c int) bool { f.have[i].clear(c); return true })
 		return
 	}
@@ -138,6 +140,21 @@ func (f *follow) missed(i ukai.Index, off, end int64) {
 		}
 		w.touched.set(int(c))
 	}
+}
+
+// soil makes a block dirty of which the replica has all chunks but those that are lacking: a write that it misses must not cost all of a block.
+func (f *follow) soil(i ukai.Index, lacking bitset) {
+	f.dirty.add(i)
+	if f.have == nil {
+		f.have = make(map[ukai.Index]bitset)
+	}
+	var have bitset
+	for c := range f.chunks(i) {
+		if !lacking.has(c) {
+			have.set(c)
+		}
+	}
+	f.have[i] = have
 }
 
 // lacksAny says whether any part of [off, end) of a block must be copied.
@@ -311,8 +328,8 @@ func (f *follow) copied(i ukai.Index, from, to int) {
 
 // leave ends the comparison of a block. It is dirty again if a chunk is lacking.
 func (f *follow) leave(i ukai.Index) {
-	if f.work[i].lacks > 0 {
-		f.dirty.add(i)
+	if w := f.work[i]; w.lacks > 0 {
+		f.soil(i, w.lacking)
 	}
 	delete(f.work, i)
 }
@@ -341,6 +358,9 @@ func (f *follow) complete() bool { return f.blocks() == 0 && f.owing == 0 }
 // left returns how many bytes are still to be compared or copied.
 func (f *follow) left() int64 {
 	n := int64(f.dirty.count+len(f.beyond)) * f.blockSize
+	for _, have := range f.have {
+		n -= int64(have.count()) * ukai.ChunkSize
+	}
 	for _, w := range f.work {
 		n += int64(w.lacks) * ukai.ChunkSize
 	}
@@ -351,6 +371,13 @@ func (f *follow) left() int64 {
 type bitset []uint64
 
 func (b bitset) has(n int) bool { return n/64 < len(b) && b[n/64]&(1<<(n%64)) != 0 }
+
+func (b bitset) count() (n int) {
+	for _, word := range b {
+		n += bits.OnesCount64(word)
+	}
+	return n
+}
 
 // set adds n and says whether it was not in.
 func (b *bitset) set(n int) bool {

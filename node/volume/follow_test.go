@@ -362,3 +362,50 @@ func TestWriteBeyondTheReplicaIsNotTakenForCopiedWithTheChunkItEndsIn(t *testing
 		t.Error("what lies beyond the old end is not copied")
 	}
 }
+
+func TestAMissedWriteCostsItsChunkAndNotItsBlock(t *testing.T) {
+	const chunks = 8
+	f := follow{mode: informed, blockSize: chunks * ukai.ChunkSize, size: 2 * chunks * ukai.ChunkSize}
+	at := func(c int) (off, end int64) { return int64(c) * ukai.ChunkSize, int64(c+1) * ukai.ChunkSize }
+	lacking := func() (list []int) {
+		for c := range chunks {
+			if off, end := at(c); f.lacksAny(0, off, end) {
+				list = append(list, c)
+			}
+		}
+		return list
+	}
+	f.owing = maxOwed
+	off, end := at(3)
+	if v := f.admit(0, off+512, off+1024); v != miss {
+		t.Fatalf("a write beyond what may be owed: %v", v)
+	}
+	f.owing = 0
+	if got := lacking(); !slices.Equal(got, []int{3}) {
+		t.Errorf("it lacks chunks %v", got)
+	}
+	if got := f.left(); got != ukai.ChunkSize {
+		t.Errorf("%d bytes are left", got)
+	}
+	if off, end := at(2); f.admit(0, off, end) != send {
+		t.Error("a write to what the replica has is not sent")
+	} else {
+		f.sent(0, off, end, true)
+	}
+	if i, ok := f.take(); !ok || i != 0 {
+		t.Fatal(i, ok)
+	}
+	if from, to := f.lackingRun(0, 0, chunks); from != 3 || to != 4 {
+		t.Errorf("chunks [%d, %d) are compared", from, to)
+	}
+	f.copied(0, 3, 4)
+	f.admit(0, end, end+512)
+	f.owing = maxOwed
+	f.admit(0, off, end) // missed after it was copied
+	f.owing = 0
+	f.sent(0, end, end+512, false) // given up
+	f.leave(0)
+	if got := lacking(); !slices.Equal(got, []int{3, 4}) {
+		t.Errorf("after a comparison it lacks chunks %v", got)
+	}
+}

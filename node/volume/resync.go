@@ -257,13 +257,16 @@ func (f *following) list(ctx context.Context, stable ukai.BlockStamp) error {
 
 // catchUp copies until little is left, while the guest's writes do not wait for the replica.
 func (f *following) catchUp(ctx context.Context, l *link) error {
+	_, before := f.left()
 	for n := 1; ; n++ {
 		if err := f.sweep(ctx, l); err != nil {
 			return err
 		}
-		if _, blocks := f.left(); blocks <= fewBlocks || n >= maxSweeps {
+		_, blocks := f.left()
+		if blocks <= fewBlocks || n >= maxSweeps || blocks > before/2 { // else the guest writes faster than the replica follows, and would for ever
 			return nil
 		}
+		before = blocks
 	}
 }
 

@@ -219,6 +219,27 @@ func (p *pauses) resync(ctx context.Context, t1, t2 *node) error {
 	if err := overwrite(t1, changed); err != nil {
 		return err
 	}
+	sent := t1.counter(ctx, "ukai_wire_quic_sent_bytes_total")
+	returned := func() (time.Time, error) {
+		if err := t2.run(); err != nil {
+			return time.Time{}, err
+		}
+		err := await(ctx, "the return of t2", func() error { return t2.sees(ctx, 3) })
+		return time.Now(), err
+	}
+	began, err := returned()
+	if err != nil {
+		return err
+	}
+	if err := inSync(ctx, t1, 2); err != nil {
+		return err
+	}
+	p.add("resync of 256 MiB that were written meanwhile", "s", time.Since(began).Seconds())
+	p.add("bytes on the wire per byte that changed", "x", float64(t1.counter(ctx, "ukai_wire_quic_sent_bytes_total")-sent)/changed)
+
+	if err := errors.Join(t2.kill(), overwrite(t1, changed)); err != nil {
+		return err
+	}
 	w, err := openWriter(t1)
 	if err != nil {
 		return err
@@ -231,14 +252,9 @@ func (p *pauses) resync(ctx context.Context, t1, t2 *node) error {
 	if err := errors.Join(err, errWrite); err != nil {
 		return err
 	}
-	sent := t1.counter(ctx, "ukai_wire_quic_sent_bytes_total")
-	if err := t2.run(); err != nil {
+	if began, err = returned(); err != nil {
 		return err
 	}
-	if err := await(ctx, "the return of t2", func() error { return t2.sees(ctx, 3) }); err != nil {
-		return err
-	}
-	began := time.Now()
 	stop = w.keepWriting()
 	err = inSync(ctx, t1, 2)
 	took := time.Since(began)
@@ -246,8 +262,7 @@ func (p *pauses) resync(ctx context.Context, t1, t2 *node) error {
 	if err := errors.Join(err, errWrite); err != nil {
 		return err
 	}
-	p.add("resync of 256 MiB that were written meanwhile", "s", took.Seconds())
-	p.add("bytes on the wire per byte that changed", "x", float64(t1.counter(ctx, "ukai_wire_quic_sent_bytes_total")-sent-uint64(len(busy)*ioSize))/changed)
+	p.add("the same beside a program that writes to it all the time", "s", took.Seconds())
 	stop = w.keepWriting()
 	err = wait(ctx, quietTime)
 	whole, errWrite := stop()
