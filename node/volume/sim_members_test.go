@@ -616,6 +616,7 @@ func (f *sFollowing) setMode(l *sLink, mode followMode) error {
 // list is following.list (J3).
 func (f *sFollowing) list(stable ukai.BlockStamp) error {
 	h, rec := f.h, f.h.sets.known
+	var all []ukai.Index
 	for _, id := range f.groups {
 		than := stable
 		if g := rec.Group(id); g == nil || g.Member(f.m.Replica) == nil || g.Member(f.m.Replica).Fresh {
@@ -651,11 +652,17 @@ func (f *sFollowing) list(stable ukai.BlockStamp) error {
 			}
 			for _, s := range append(own, theirs...) {
 				if of, _ := h.view.layout.groupAt(s.index); of == id {
-					f.state.dirty.add(s.index)
+					all = append(all, s.index)
 				}
 			}
 			listed = true
 		}
+	}
+	if !h.w.broken("haveafterloss") {
+		clear(f.state.have)
+	}
+	for _, i := range all {
+		f.state.dirty.add(i)
 	}
 	return nil
 }
