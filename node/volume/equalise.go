@@ -212,7 +212,7 @@ func (h *holding) recoverGroup(ctx context.Context, t *takeover, group uint8) er
 		others = append(others, h.members[s.member.Replica])
 	}
 	layout := newLayout(&t.rec)
-	var work errgroup.Group
+	work, ctx := errgroup.WithContext(ctx) // with a replica that hangs each block would wait for its answer
 	work.SetLimit(copyWidth)
 	for _, s := range list {
 		off := int64(s.index) * layout.blockSize
@@ -220,6 +220,9 @@ func (h *holding) recoverGroup(ctx context.Context, t *takeover, group uint8) er
 			continue // beyond a size the disk had, or of another group: not read through this one
 		}
 		work.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			return h.equalise(ctx, from, others, off, min(layout.blockSize, layout.size-off), s.stamp)
 		})
 	}

@@ -1259,3 +1259,29 @@ func TestATakeoverGoesOnWithoutAReplicaThatHangsOnceItIsSealed(t *testing.T) {
 		})
 	}
 }
+
+// Many blocks are to be compared, and each is asked of the replica that hangs: the attempt ends with the first that is not answered.
+func TestATakeoverWithMuchToCompareGoesOnWithoutAReplicaThatHangs(t *testing.T) {
+	const blocks = 64
+	bubble(t, setup{nodes: 3, replicas: 3, size: blocks * testBlock}, func(w *world) {
+		w.attach(0)
+		for b := range int64(blocks) {
+			w.write(0, b*testBlock, fill(512, 1))
+		}
+		w.nodes[0].kill()
+		w.mu.Lock()
+		w.dead[0] = true
+		w.mu.Unlock()
+		var once sync.Once
+		see := func(_, to int, m *wire.Message) {
+			if to == 2 && m.Kind == wire.KindHash {
+				once.Do(w.nodes[2].freeze)
+			}
+		}
+		w.onSend.Store(&see)
+		w.attach(1)
+		w.wantRead(1, (blocks-1)*testBlock, fill(512, 1))
+		w.onSend.Store(nil)
+		w.nodes[2].thaw()
+	})
+}
