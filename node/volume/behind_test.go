@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"ukai"
+	"ukai/crdt"
 	"ukai/node/store"
 	"ukai/node/wire"
 )
@@ -358,8 +359,9 @@ func TestBatchesAreCompleteWhenAllOfThemWasApplied(t *testing.T) {
 			"apply what belongs to no batch": func(*rapid.T) { a.add(0) },
 			"flush": func(*rapid.T) {
 				if len(flushes) < maxBehind {
-					batch, count := l.endBatch()
-					flushes = append(flushes, flush{batch, count, sent})
+					if batch, count := l.endBatch(); count > 0 { // else it is behind nothing, and the replica does not look
+						flushes = append(flushes, flush{batch, count, sent})
+					}
 				}
 			},
 			"look": func(t *rapid.T) {
@@ -375,5 +377,96 @@ func TestBatchesAreCompleteWhenAllOfThemWasApplied(t *testing.T) {
 				}
 			},
 		})
+	})
+}
+
+// A replica that serves blocks of its own may be sent flushes for long before anything is written there.
+func TestFlushesBehindNothingLeaveRoomForWhatIsWrittenLater(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 3, change: func(r *crdt.Record) {
+		ackLocal(r)
+		all := r.Groups[0].Members
+		r.Groups = []crdt.Group{{ID: 0, Members: all[:2]}, {ID: 1, Members: []crdt.Member{all[0], all[2]}}}
+		r.Runs = []crdt.Run{{Count: 4, Group: 0}, {Count: 4, Group: 1}}
+	}}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.flush(0)
+		w.mu.Lock()
+		w.delay = func(int, int) time.Duration { return 10 * time.Millisecond }
+		w.mu.Unlock()
+		for v := range byte(2 * batches) {
+			w.quick(0, 0, fill(4096, v))
+			w.flush(0)
+		}
+		for v := byte(1); v < 4; v++ {
+			w.write(0, 4*testBlock, fill(4096, v)) // at first this raises a stamp
+			begin := time.Now()
+			w.flush(0)
+			if took := time.Since(begin); took > 21*time.Millisecond {
+				t.Errorf("flush %d took %v, want one round trip of 20 ms", v, took)
+			}
+		}
+		w.nodes[2].kill()
+		w.nodes[2].restart(true)
+		if got := w.nodes[2].raw(4*testBlock, 1)[0]; got != 3 {
+			t.Errorf("after a power loss n2 has %x, not what was flushed", got)
+		}
+	})
+}
+
+// What a resync or a scrub reads of a replica meanwhile is nothing that a flush must have waited for.
+func TestFlushBehindWritesIsNotRepeatedForWhatIsOnlyRead(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.flush(0)
+		w.setDelay(1, 10*time.Millisecond)
+		m := w.d(0).holding.Load().members[w.nodes[1].rid]
+		w.quick(0, 0, fill(4096, 2))
+		read := async(func() error {
+			time.Sleep(time.Millisecond)
+			_, _, err := m.hashes(w.t.Context(), 0, ukai.ChunkSize, nil, ukai.BlockStamp{})
+			return err
+		})
+		begin := time.Now()
+		w.flush(0)
+		if took := time.Since(begin); took > 21*time.Millisecond {
+			t.Errorf("the flush took %v, want one round trip of 20 ms", took)
+		}
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// It is an older release that answers in the session in which the flush is sent, though not when it was looked at.
+func TestFlushBehindIsNoneInASessionThatIsNotCounted(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 3, change: ackLocal}, func(w *world) {
+		w.attach(0)
+		w.write(0, 0, fill(4096, 1))
+		w.flush(0)
+		w.mu.Lock()
+		w.delay = func(int, int) time.Duration { return 10 * time.Millisecond }
+		w.mu.Unlock()
+		w.quick(0, 0, fill(4096, 2))
+		h := w.d(0).holding.Load()
+		var flushes [3]int // to each node
+		see := func(_, to int, m *wire.Message) {
+			if m.Kind != wire.KindFlush {
+				return
+			}
+			if flushes[to]++; flushes[1]+flushes[2] == 1 {
+				m := h.members[w.nodes[3-to].rid]
+				h.mu.Lock()
+				m.newLink(m.session, false)
+				h.mu.Unlock()
+			}
+		}
+		w.onSend.Store(&see)
+		w.flush(0)
+		w.onSend.Store(nil)
+		if flushes != [3]int{0, 2, 2} {
+			t.Errorf("flushes to each node: %v, want two to n1 and n2 each", flushes)
+		}
 	})
 }

@@ -93,7 +93,9 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 	age := l.age(msg.Kind)
 	slot := age.begin()
 	l.count(&msg)
-	l.again.Add(1)
+	if mutates(msg.Kind) {
+		l.again.Add(1)
+	}
 	reply, err := m.ask(try, l.session, msg, into)
 	age.end(slot)
 	if err != nil {

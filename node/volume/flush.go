@@ -71,7 +71,8 @@ func (h *holding) flushBehind(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	for i := range op.targets {
-		if t := &op.targets[i]; t.m.local == nil && (t.m.link.Load() != t.l || t.l.again.Load() != t.again) {
+		t := &op.targets[i]
+		if t.m.local == nil && (t.m.link.Load() != t.l || t.l.again.Load() != t.again || t.l.uneven.Load()) { // it may have begun since we looked
 			return false, nil
 		}
 	}

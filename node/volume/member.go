@@ -57,11 +57,15 @@ func (l *link) count(m *wire.Message) {
 	}
 }
 
-// endBatch returns the batch of everything that was counted so far and not in an earlier one, and how many mutations it and those before it have in all.
+// endBatch returns the batch of everything that was counted so far and not in an earlier one, and how many mutations it and those before it have in all. If
+// there are none, it goes on.
 func (l *link) endBatch() (batch uint16, count int64) {
 	for {
 		sent := l.sent.Load()
 		batch, count = uint16(sent>>batchShift), int64(sent&(1<<batchShift-1))
+		if count == 0 {
+			return batch, 0 // a flush behind nothing does not tell the replica that one has ended
+		}
 		next := uint64(max(1, batch+1)) // 0, after 65535, is no batch
 		if l.sent.CompareAndSwap(sent, next<<batchShift|uint64(count)) {
 			return batch, count
