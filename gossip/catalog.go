@@ -26,18 +26,20 @@ func (m *Mesh) Update(change func(c *crdt.Catalog, stamp func() crdt.Stamp) (crd
 	}
 	wall := m.cfg.Now()
 	m.mu.Lock()
-	fast, stamped := m.ahead(), false
+	fast, stamped := m.ahead(wall, wall), false
 	d, err := change(m.catalog, func() crdt.Stamp {
-		if fast {
-			stamped = true
-			return crdt.Stamp{} // which the catalog takes for nothing
+		if !fast { // or the clock of stamps would go on from there when this node's has been set
+			if s := m.clock.Now(wall); !m.ahead(s.Time(), wall) {
+				return s
+			}
 		}
-		return m.clock.Now(wall)
+		stamped = true
+		return crdt.Stamp{} // which the catalog takes for nothing
 	})
 	m.changed(d.Keys())
 	m.mu.Unlock()
 	if stamped {
-		err = fmt.Errorf("%w: that of this node is more than %v ahead of most others, which would refuse what it changes: set it, and run NTP on every node", ukai.ErrClockSkew, maxSkew)
+		err = fmt.Errorf("%w: that of this node is, or was lately, more than %v ahead of most others, which would refuse what it changes: set it, and run NTP on every node", ukai.ErrClockSkew, maxSkew)
 	}
 	if d.IsEmpty() {
 		return err
@@ -49,13 +51,13 @@ func (m *Mesh) Update(change func(c *crdt.Catalog, stamp func() crdt.Stamp) (crd
 	return err
 }
 
-// ahead says whether most of the peers that are alive would refuse what this node stamps now. The caller holds m.mu.
-func (m *Mesh) ahead() bool {
+// ahead says whether most of the peers that are alive would refuse a stamp of a time, at a moment of our wall clock. The caller holds m.mu.
+func (m *Mesh) ahead(at, wall time.Time) bool {
 	alive, behind := 0, 0
 	for _, p := range m.members {
 		if p.alive {
 			alive++
-			if p.skew < -maxSkew {
+			if at.Sub(wall.Add(p.skew)) > maxSkew {
 				behind++
 			}
 		}

@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -63,6 +64,46 @@ func TestStampsFromTheFutureAreRefused(t *testing.T) {
 			t.Error("a stamp that is past by now is still refused")
 		}
 	})
+}
+
+// A node whose clock was ahead and has been set follows the advice. What it says it has changed the others must take.
+func TestANodeWhoseClockWasSetChangesNothingThatOthersRefuse(t *testing.T) {
+	for _, stamped := range []bool{false, true} {
+		t.Run(fmt.Sprint("it had stamped something=", stamped), func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *network) {
+				const ahead = 5 * time.Minute
+				var jumped atomic.Bool
+				fast := func(c *Config) {
+					c.Now = func() time.Time {
+						if jumped.Load() {
+							return time.Now().Add(ahead)
+						}
+						return time.Now()
+					}
+				}
+				nodes := []*testNode{n.add(addrOf(1, 1)), n.add(addrOf(1, 2), addrOf(1, 1).String()), n.addWith(addrOf(1, 3), fast, addrOf(1, 1).String())}
+				await(t, 10*time.Second, "whole", allSee(nodes, Alive, 2))
+				jumped.Store(true)
+				if stamped {
+					must(t, nodes[2].setting("a", "from the future")) // nobody has noticed yet
+				}
+				time.Sleep(time.Minute)
+				must(t, nodes[2].tidy())
+				jumped.Store(false)
+				time.Sleep(time.Minute)
+				err := nodes[2].setting("b", "1")
+				if stamped {
+					if !errors.Is(err, ukai.ErrClockSkew) {
+						t.Errorf("a change that the others refuse for minutes: %v", err)
+					}
+					time.Sleep(ahead)
+					err = nodes[2].setting("b", "1")
+				}
+				must(t, err)
+				await(t, 10*time.Second, "known to all", all(nodes, func(x *testNode) bool { return x.has("b", "1") }))
+			})
+		})
+	}
 }
 
 func TestARestoredDatabaseIsQuarantined(t *testing.T) {

@@ -39,6 +39,10 @@ func (m *Mesh) tidy() error {
 	}
 	wall := m.cfg.Now()
 	m.mu.Lock()
+	if m.ahead(wall, wall) {
+		m.mu.Unlock()
+		return nil // the others would refuse its marks, and all stamps after them also when the clock has been set
+	}
 	marked, forgotten := m.catalog.Sweep(m.clock.Now(wall))
 	m.changed(marked.Keys())
 	m.changed(forgotten)
