@@ -228,7 +228,10 @@ func (d *Disk) flushReleased(ctx context.Context, going *holding) error {
 		}
 		d.unlock()
 	}
-	return d.unvouchedFor()
+	if err := d.unvouchedFor(); err != nil || going == nil || !going.unflushed.any() {
+		return err
+	}
+	return fmt.Errorf("flush %s: %w", d.Name(), going.err()) // whoever attached the disk in between has begun anew
 }
 
 // unvouchedFor tells once why writes that were acknowledged, and are out of this node's hands, cannot be vouched for.

@@ -1109,6 +1109,32 @@ func TestAFlushBesideTheReleaseOfADiskIsNotOverBeforeThatHasFlushed(t *testing.T
 	}
 }
 
+// Somebody attaches the disk in between, and begins anew. That is of no concern to whoever wrote before.
+func TestAFlushBesideTheReleaseOfADiskTellsOfItsFailureThoughOthersAttachTheDisk(t *testing.T) {
+	mem, stall := stalling(1, store.OpSync)
+	bubble(t, setup{nodes: 3, replicas: 2, mem: mem}, func(w *world) {
+		w.write(2, 0, fill(4096, 1)) // without Attach
+		resume := begin(stall)
+		defer resume()
+		time.Sleep(writerLinger + 2*tickEvery)
+		yielded := async(func() error { return w.d(2).Yield(w.t.Context()) })
+		time.Sleep(10 * time.Millisecond)
+		attached := async(func() error { return w.d(2).Attach(w.t.Context()) })
+		time.Sleep(10 * time.Millisecond)
+		flushed := async(func() error { return w.d(2).Flush(w.t.Context()) })
+		time.Sleep(10 * time.Millisecond)
+		w.d(2).holding.Load().fenced(1 << 20)
+		resume()
+		<-yielded
+		if err := <-attached; err != nil {
+			t.Fatal(err)
+		}
+		if err := <-flushed; err == nil {
+			t.Error("a flush of what nobody vouches for succeeded")
+		}
+	})
+}
+
 // The link of a replica may come back in the moment in which the limit has been reached: then nothing is known to be wrong, and yet the write is not
 // everywhere.
 func TestAWriteThatIsNotEverywhereAtTheLimitFailsThoughNothingIsKnownToBeWrong(t *testing.T) {
