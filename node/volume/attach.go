@@ -94,6 +94,9 @@ func (d *Disk) become(ctx context.Context, how claiming) error {
 		}
 		d.host.cfg.Log.Info("attach, once more", "disk", d.Name(), "why", err)
 		seen.known, seen.fresh = false, false
+		if errors.Is(err, ukai.ErrTimeout) {
+			seen.slow++
+		}
 		if pause = min(2*pause, maxAttachPause); !sleep(ctx, pause/2+rand.N(pause/2)) {
 			return fmt.Errorf("%w: last attempt: %w", context.Cause(ctx), err)
 		}
@@ -106,6 +109,8 @@ type sighting struct {
 	known bool
 	fresh bool        // read from the arbiters, not heard by gossip
 	dead  ukai.NodeID // of the holder, if a majority of the arbiters holds it for dead
+
+	slow int // attempts that ended because something was not answered in time
 }
 
 // read replaces what is known by what is committed.
@@ -159,6 +164,7 @@ func (d *Disk) tryBecome(ctx context.Context, how claiming, seen *sighting) (*ho
 		return nil, err
 	}
 	h := newHolding(d, claimed)
+	h.slow = seen.slow
 	if err := h.recover(ctx, seen.dead, how == claimFenced); err != nil {
 		h.close()
 		return nil, err

@@ -87,7 +87,7 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 	defer context.AfterFunc(l.ctx, cancel)()
 	if m.h.view.Load() == nil {
 		var end context.CancelFunc
-		try, end = context.WithTimeout(try, unwatchedFor(msg.Kind)+rttFactor*m.h.host.rtt(m.Node))
+		try, end = context.WithTimeout(try, unwatchedFor(msg.Kind, m.h.slow)+rttFactor*m.h.host.rtt(m.Node))
 		defer end()
 	}
 	age := l.age(msg.Kind)
@@ -107,13 +107,14 @@ func (m *member) command(ctx context.Context, msg wire.Message, into []byte) (wi
 	return reply, err
 }
 
-// unwatchedFor is how long a request may take during a takeover, when no tick looks after its age. A flush may have much to write that its holder
-// before has not flushed.
-func unwatchedFor(kind wire.Kind) time.Duration {
+// unwatchedFor is how long a request may take during a takeover, after attempts for which something was too slow: no tick looks after its age. A flush may have much to
+// write that its holder before has not flushed. A replica that hangs is not sealed by the next attempt; one that is, is slow, and is given more time.
+func unwatchedFor(kind wire.Kind, slow int) time.Duration {
+	limit := slowTime << min(slow, 2)
 	if kind == wire.KindFlush {
-		return 2 * slowTime
+		return 2 * limit
 	}
-	return slowTime
+	return limit
 }
 
 func (m *member) get(ctx context.Context, p []byte, off int64) error {

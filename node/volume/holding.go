@@ -20,6 +20,8 @@ type holding struct {
 	epoch ukai.Epoch
 	nonce ukai.Nonce
 
+	slow int // attempts of the same takeover before, that ended because something was not answered in time
+
 	ctx        context.Context // ends with the holding
 	cancel     context.CancelFunc
 	over       atomic.Pointer[error] // why it ended
