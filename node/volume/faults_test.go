@@ -1338,3 +1338,22 @@ func TestATakeoverFromSlowDisksSucceeds(t *testing.T) {
 		w.wantRead(3, 0, fill(512, 1))
 	})
 }
+
+// A node that was away for long answers a greeting before it answers the next heartbeat. It is silent no more.
+func TestASessionWithANodeThatIsBackIsNotGivenUpForWhatItDidNotAnswerBefore(t *testing.T) {
+	bubble(t, setup{nodes: 3, replicas: 2, change: minSync2}, func(w *world) {
+		w.attach(0)
+		m := w.d(0).holding.Load().members[w.nodes[1].rid]
+		w.nodes[1].kill()
+		time.Sleep(5 * time.Second) // less than it takes until it is dropped
+		w.nodes[1].restart(false)
+		for m.link.Load() == nil {
+			time.Sleep(10 * time.Microsecond)
+		}
+		l := m.link.Load()
+		m.tick(w.clock())
+		if m.link.Load() != l {
+			t.Error("given up at once")
+		}
+	})
+}

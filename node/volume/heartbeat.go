@@ -111,12 +111,13 @@ func (h *Host) carry(node ukai.NodeID, sent time.Duration, list []pendingBeat) {
 	}
 }
 
-// answered notes that a node answered a heartbeat, and thereby all that were sent before it.
+// answered notes that a node answered a heartbeat, or something else, and thereby all heartbeats that were sent before it.
 func (h *Host) answered(node ukai.NodeID, sent time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	p := h.peers[node]
-	p.unanswered = slices.DeleteFunc(p.unanswered, func(s time.Duration) bool { return s <= sent })
+	if p := h.peers[node]; p != nil {
+		p.unanswered = slices.DeleteFunc(p.unanswered, func(s time.Duration) bool { return s <= sent })
+	}
 }
 
 // unanswered ends a heartbeat that failed. The oldest one stays noted: the node has been silent since.

@@ -144,10 +144,12 @@ func (m *member) greet(ctx context.Context) error {
 	session, incarnation := m.session, m.incarnation
 	m.h.mu.Unlock()
 	msg := wire.Message{Kind: wire.KindHello, Payload: encode(helloRequest{Incarnation: incarnation})}
+	sent := m.h.host.cfg.Clock()
 	reply, err := m.ask(ctx, session, msg, nil)
 	if err != nil {
 		return err
 	}
+	m.h.host.answered(m.Node, sent) // or the next tick would give the session up for a heartbeat from before
 	m.h.mu.Lock()
 	defer m.h.mu.Unlock()
 	m.newLink(session, reply.Count == helloCounts)
