@@ -213,12 +213,14 @@ func (p *pauses) pause(ctx context.Context, what string, at *node, cause, mend f
 
 // resync measures what it takes to bring back a replica that missed writes, and what users feel meanwhile.
 func (p *pauses) resync(ctx context.Context, t1, t2 *node) error {
-	if err := t2.kill(); err != nil {
+	if err := errors.Join(t2.kill(), overwrite(t1, changed)); err != nil {
 		return err
 	}
-	if err := overwrite(t1, changed); err != nil {
+	w, err := openWriter(t1) // so that the disk stays attached
+	if err != nil {
 		return err
 	}
+	defer func() { _ = w.file.Close() }()
 	sent := t1.counter(ctx, "ukai_wire_quic_sent_bytes_total")
 	returned := func() (time.Time, error) {
 		if err := t2.run(); err != nil {
@@ -240,11 +242,6 @@ func (p *pauses) resync(ctx context.Context, t1, t2 *node) error {
 	if err := errors.Join(t2.kill(), overwrite(t1, changed)); err != nil {
 		return err
 	}
-	w, err := openWriter(t1)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.file.Close() }()
 	w.size = changed // or all the rest would be changed too
 	stop := w.keepWriting()
 	err = wait(ctx, quietTime)
