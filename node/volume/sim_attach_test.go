@@ -268,8 +268,8 @@ func (h *sHold) recoverGroup(t *takeover, group uint8, set []sealed) error {
 			if err != nil {
 				return err
 			}
-			for c := range want {
-				if want[c] == have[c] {
+			for c := range want.chunks {
+				if want.chunks[c] == have.chunks[c] {
 					continue
 				}
 				at := off + int64(c)*ukai.ChunkSize

@@ -77,7 +77,10 @@ func (n *sNode) work() {
 		to := min(sSectors, from+1+w.rnd.IntN(3))
 		switch k := w.rnd.Float64(); {
 		case k < w.cfg.writes:
-			o := w.begin(n, h, sWrite, from, to) // a discard is a write of something else that nobody wrote
+			o := w.begin(n, h, sWrite, from, to)
+			if w.cfg.zeros > 0 && w.chance(w.cfg.zeros) {
+				o.id = 0 // a discard
+			}
 			w.end(h, o, h.write(from, to, o.id))
 		case k < 0.9:
 			n.readOp(h, from, to)
@@ -139,6 +142,7 @@ func (w *sWorld) deadline(epoch ukai.Epoch) int64 {
 type sAccess struct {
 	kind sKind
 	id   sVal
+	open bool // a write of which it is not known whether it has taken effect, or will
 }
 
 // sState is what a sector holds, and all it has held since the last flush.
@@ -158,7 +162,11 @@ var sRegister = porcupine.NondeterministicModel{
 		s, a := state.(sState), input.(sAccess)
 		switch a.kind {
 		case sWrite:
-			return []any{sState{a.id, s.since + sSince(a.id)}}
+			next := []any{sState{a.id, s.since + sSince(a.id)}}
+			if a.open {
+				next = append(next, s)
+			}
+			return next
 		case sFlush:
 			return []any{sState{s.cur, sSince(s.cur)}}
 		case sLoss:
@@ -188,11 +196,27 @@ var sPlain = porcupine.Model{
 	},
 }
 
+// sOpen is sPlain where there are open writes.
+var sOpen = porcupine.NondeterministicModel{
+	Init: func() []any { return []any{sVal(0)} },
+	Step: func(state, input, _ any) []any {
+		switch a := input.(sAccess); {
+		case a.kind == sWrite && a.open:
+			return []any{a.id, state}
+		case a.kind == sWrite:
+			return []any{a.id}
+		case state.(sVal) != a.id:
+			return nil
+		}
+		return []any{state}
+	},
+}
+
 // checkHistories checks every sector. A write without a reply counts only where somebody saw it: one that nobody saw
 // constrains nothing. Strictness: it has taken effect by the next activation.
 func (w *sWorld) checkHistories() {
 	lossy := slices.ContainsFunc(w.activations, func(a sActivation) bool { return a.lossy })
-	lossyModel := sRegister.ToModel()
+	lossyModel, openModel := sRegister.ToModel(), sOpen.ToModel()
 	seen := map[[2]sVal]bool{}
 	for _, o := range w.ops {
 		for i, v := range o.saw {
@@ -201,6 +225,7 @@ func (w *sWorld) checkHistories() {
 	}
 	for sector := range sSectors {
 		var history []porcupine.Operation
+		open := false
 		for _, o := range w.ops {
 			if sector < o.from || sector >= o.to {
 				continue
@@ -208,6 +233,11 @@ func (w *sWorld) checkHistories() {
 			until := w.deadline(o.epoch)
 			ret, a := o.ret, sAccess{kind: o.kind, id: o.id}
 			switch {
+			case o.kind == sWrite && o.ret == math.MaxInt64 && o.id == 0:
+				if o.call > until {
+					continue
+				}
+				ret, a.open, open = until, true, true // others write the same, so who saw it?
 			case o.kind == sWrite && o.ret == math.MaxInt64:
 				if !seen[[2]sVal{o.id, sVal(sector)}] {
 					continue
@@ -242,6 +272,8 @@ func (w *sWorld) checkHistories() {
 				}
 			}
 			good = porcupine.CheckOperations(lossyModel, history)
+		} else if open {
+			good = porcupine.CheckOperations(openModel, history)
 		} else {
 			good = porcupine.CheckOperations(sPlain, history)
 		}

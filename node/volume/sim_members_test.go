@@ -100,12 +100,18 @@ func (m *sMember) get(off, end int64) ([]sVal, error) {
 	return rep.([]sVal), nil
 }
 
-func (m *sMember) hashes(off, end int64) ([]uint64, error) {
+// sHashed is what a replica says of a block.
+type sHashed struct {
+	chunks []uint64
+	stamp  ukai.BlockStamp
+}
+
+func (m *sMember) hashes(off, end int64) (sHashed, error) {
 	rep, err := m.command(func(r *sReplica, session uint32) (any, error) { return r.hashes(m.h.epoch, session, off, end) })
 	if err != nil {
-		return nil, err
+		return sHashed{}, err
 	}
-	return rep.([]uint64), nil
+	return rep.(sHashed), nil
 }
 
 func (m *sMember) suspects(than ukai.BlockStamp) ([]suspect, error) {
@@ -691,7 +697,7 @@ func (f *sFollowing) block(l *sLink, i ukai.Index) error {
 		return err
 	}
 	h.unlock(c)
-	var want []uint64
+	var want sHashed
 	if err := f.fromSource(i, func(src *sMember) (err error) { want, err = src.hashes(off, end); return err }); err != nil {
 		return err
 	}
@@ -700,11 +706,12 @@ func (f *sFollowing) block(l *sLink, i ukai.Index) error {
 		f.m.lost(l, err)
 		return err
 	}
-	for k := range want {
-		if want[k] == have[k] {
+	for k := range want.chunks {
+		if want.chunks[k] == have.chunks[k] {
 			f.state.same(i, k)
 		}
 	}
+	copied := false
 	for chunk := 0; ; {
 		from, to := f.state.lackingRun(i, chunk, copyBytes/ukai.ChunkSize)
 		if from == to {
@@ -713,7 +720,17 @@ func (f *sFollowing) block(l *sLink, i ukai.Index) error {
 		if err := f.copy(l, i, from, to, end); err != nil {
 			return err
 		}
-		chunk = to
+		copied, chunk = true, to
+	}
+	if !copied && have.stamp.Less(want.stamp) && !h.w.broken("equalunstamped") {
+		if f.m.link != l {
+			return ukai.ErrUnreachable
+		}
+		if err := f.m.put(off, off+1, nil, want.stamp); err != nil {
+			f.state.missed(i, off, end)
+			f.m.lost(l, err)
+			return err
+		}
 	}
 	f.steps++
 	return nil

@@ -526,10 +526,10 @@ func (r *sReplica) suspects(epoch ukai.Epoch, session uint32, than ukai.BlockSta
 }
 
 // hashes is one number per chunk.
-func (r *sReplica) hashes(epoch ukai.Epoch, session uint32, off, end int64) ([]uint64, error) {
+func (r *sReplica) hashes(epoch ukai.Epoch, session uint32, off, end int64) (sHashed, error) {
 	vals, err := r.read(epoch, session, off, end)
 	if err != nil {
-		return nil, err
+		return sHashed{}, err
 	}
 	out := make([]uint64, (end-off+ukai.ChunkSize-1)/ukai.ChunkSize)
 	from, _ := sRange(off, end)
@@ -537,7 +537,7 @@ func (r *sReplica) hashes(epoch ukai.Epoch, session uint32, off, end int64) ([]u
 		c := (sOff(from+i) - off) / ukai.ChunkSize
 		out[c] = out[c]*1_000_003 + uint64(v) + 1
 	}
-	return out, nil
+	return sHashed{out, r.stamp[off/sBlockSize]}, nil
 }
 
 // Gossip and the collection of replicas that are not needed.

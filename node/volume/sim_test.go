@@ -117,6 +117,7 @@ var sBroken = []struct {
 	{"missedclean", "a write that passed a syncing replica by leaves its block clean", 1666},
 	{"dirtyauthonly", "what a returning replica has written itself is not looked at", 68},
 	{"dirtyownonly", "what the others have written is not looked at", 3},
+	{"equalunstamped", "a block that a resync finds equal keeps its stamp", 7127},
 	{"haveafterloss", "what a replica had of a block before it lost power it has still", 0},
 	{"stamplazy", "stamps are not durable before the data", 8},
 	{"noinc", "a rebooted member is the same member", 17},

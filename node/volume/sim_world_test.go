@@ -52,6 +52,7 @@ type sConfig struct {
 	near     float64 // odds of reading from the holder's own replica
 	hot      float64 // of using the first block
 	writes   float64 // of an operation to be a write
+	zeros    float64 // of a write to be of what there was in the beginning
 	minSync  int
 	safety   time.Duration
 
@@ -189,6 +190,9 @@ func newSWorld(seed uint64, mutation string, traced bool) *sWorld {
 		c.minSync = 2
 	}
 	c.amnesiac = rnd.IntN(c.nodes)
+	if seed%4 == 3 {
+		c.zeros = 0.5
+	}
 	swarm := func(all []sFault) (some []sFault) {
 		for _, f := range all {
 			if rnd.IntN(3) == 0 {
