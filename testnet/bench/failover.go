@@ -216,11 +216,6 @@ func (p *pauses) resync(ctx context.Context, t1, t2 *node) error {
 	if err := errors.Join(t2.kill(), overwrite(t1, changed)); err != nil {
 		return err
 	}
-	w, err := openWriter(t1) // so that the disk stays attached
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.file.Close() }()
 	sent := t1.counter(ctx, "ukai_wire_quic_sent_bytes_total")
 	returned := func() (time.Time, error) {
 		if err := t2.run(); err != nil {
@@ -236,12 +231,17 @@ func (p *pauses) resync(ctx context.Context, t1, t2 *node) error {
 	if err := inSync(ctx, t1, 2); err != nil {
 		return err
 	}
-	p.add("resync of 256 MiB that were written meanwhile", "s", time.Since(began).Seconds())
+	p.add("resync of 256 MiB that were written meanwhile, of a disk that nobody uses", "s", time.Since(began).Seconds())
 	p.add("bytes on the wire per byte that changed", "x", float64(t1.counter(ctx, "ukai_wire_quic_sent_bytes_total")-sent)/changed)
 
 	if err := errors.Join(t2.kill(), overwrite(t1, changed)); err != nil {
 		return err
 	}
+	w, err := openWriter(t1)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = w.file.Close() }()
 	w.size = changed // or all the rest would be changed too
 	stop := w.keepWriting()
 	err = wait(ctx, quietTime)
