@@ -93,6 +93,7 @@ func TestADryRunTellsWhatTheRelocationThenCopies(t *testing.T) {
 
 // A disk of which little is written moves that, there and back: no holes, nothing that was trimmed, no zeros, and of a block with one chunk not the rest.
 func TestASparseDiskMovesItsDataAndNotItsHoles(t *testing.T) {
+	long(t)
 	bubble(t, "t1:tokyo o1:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
 		const size, block, full, bits, zeros, trimmed = 1 << 30, 4 << 20, 12, 100, 8, 8 // blocks but for the size

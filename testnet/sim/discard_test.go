@@ -33,6 +33,7 @@ func (m *Mesh) awaitReplicas(on string, want int) time.Duration {
 }
 
 func TestAHistoryThatIsGivenUpIsFreedAfterItsGraceTimeAndTheDiskGoesOn(t *testing.T) {
+	long(t)
 	bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
 		splitDisk(t, m, false)
 		ctx := context.Background()
@@ -97,6 +98,7 @@ func TestAHistoryThatIsGivenUpIsFreedAfterItsGraceTimeAndTheDiskGoesOn(t *testin
 }
 
 func TestAHistoryIsGivenUpOnANodeThatComesBackLater(t *testing.T) {
+	long(t)
 	bubble(t, "t1:tokyo t2:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
 		splitDisk(t, m, false)
 		first := m.pick("t1", "t1").Histories
@@ -148,6 +150,7 @@ func TestAHistoryIsGivenUpOnANodeThatComesBackLater(t *testing.T) {
 }
 
 func TestAHistoryThatIsPickedOnTheOtherSideOfACutIsNotGivenUp(t *testing.T) {
+	long(t)
 	for _, discardLast := range []bool{false, true} {
 		bubble(t, "t1:tokyo o1:osaka", func(t *testing.T, m *Mesh) {
 			splitDisk(t, m, false)

@@ -40,6 +40,7 @@ func (m *Mesh) here(at *Node, disk string) *admin.Here {
 }
 
 func TestADiskFollowsItsVMOnlyToWhereItStays(t *testing.T) {
+	long(t)
 	bubble(t, "t1:tokyo t2:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
 		ctx := context.Background()

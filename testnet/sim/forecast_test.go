@@ -136,6 +136,7 @@ func timed(t *testing.T, at *Node, disk string, requests int) (took [3][]time.Du
 // The same for a guest that does several things at once, in requests of all sizes, most of them to a few places, on stores that take their time, at each
 // distance: the forecast is made from what was recorded where the guest ran before.
 func TestForecastIsWhatABusyGuestThenFeels(t *testing.T) {
+	long(t)
 	const allFar, oneHere, allHere = "dc=tokyo:2", "dc=tokyo:1 dc=osaka:1", "dc=osaka:2"
 	for _, test := range []struct {
 		ms        int // of the round trip between the datacenters

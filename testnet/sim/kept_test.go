@@ -91,6 +91,7 @@ func changed(t *testing.T, want []byte, g *guest, chunks int) int64 {
 
 // The node that copies is a third one, or the one with the old copy, to which the VM went back first.
 func TestADiskThatComesBackToAnOldCopyMovesOnlyWhatChanged(t *testing.T) {
+	long(t)
 	for _, by := range []string{"h1", "t1"} {
 		t.Run("by_"+by, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { comesBack(t, by) })
@@ -206,6 +207,7 @@ func TestADiskThatComesBackToAnOldCopyDoesSoThoughAMachineDies(t *testing.T) {
 }
 
 func TestAnOldCopyGoesWhenItsNodeIsNearlyFullOrItsDiskIsRemoved(t *testing.T) {
+	long(t)
 	for _, why := range []string{"full", "removed"} {
 		t.Run(why, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -87,6 +87,7 @@ func TestAReplicaThatCrashedIsInSyncAgainAndCarriesTheDiskAlone(t *testing.T) {
 }
 
 func TestADiskMovesToItsNewRuleUnderIOAndLeavesNothingBehind(t *testing.T) {
+	long(t)
 	bubble(t, "t1:tokyo t2:tokyo o1:osaka o2:osaka w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		wan(m, 10*time.Millisecond, 0, "tokyo", "osaka", "fukuoka")
 		m.Create("vm1", 8<<20, "dc=tokyo:2")

@@ -25,6 +25,13 @@ func bubble(t *testing.T, specs string, f func(t *testing.T, m *Mesh)) {
 	})
 }
 
+// long is for tests of minutes of virtual time and seconds of real time, which `make check` has no time for.
+func long(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes several seconds: make test")
+	}
+}
+
 func wan(m *Mesh, delay time.Duration, loss float64, dcs ...string) {
 	for i, a := range dcs {
 		for _, b := range dcs[i+1:] {

@@ -12,6 +12,7 @@ import (
 
 // A node that creates a disk or adds a replica may die when the replica is there and no record names it.
 func TestReplicasWhoseMakerDiedAreRemovedAndThoseThatARecordNamesAreNot(t *testing.T) {
+	long(t)
 	bubble(t, "t1:tokyo t2:tokyo w1:fukuoka:witness", func(t *testing.T, m *Mesh) {
 		m.Create("vm1", 4<<20, "dc=tokyo:2") // never attached: its replicas are as new
 		ctx := context.Background()
