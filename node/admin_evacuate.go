@@ -162,22 +162,20 @@ func (n *Node) leftOn(p people, leaving map[ukai.NodeID]bool, nodes []place.Node
 		if !copied && (aside || !seat) {
 			return
 		}
-		w := admin.Warning{Level: admin.Critical, Code: "evacuation", Disk: d.Name.Value, Remedy: "ukai-node disk pick " + d.Name.Value,
-			Text: fmt.Sprintf("disk %s: it has %d histories, and what is there of %s does not move before one was picked", d.Name.Value, len(d.View), rec.Tip())}
-		if !aside {
-			out.DisksTotal++
-			if copied {
-				out.Replicas++
-			}
-			if seat {
-				out.Seats++
-			}
-			out.Problems = append(out.Problems, w)
+		if aside {
+			out.Warnings = append(out.Warnings, admin.Warning{Level: admin.Notice, Code: "history", Disk: d.Name.Value, Remedy: historyRemedy(d, &rec, aside),
+				Text: fmt.Sprintf("history %s of disk %s, which was set aside, has a replica there that does not move, and may not be read or picked without it", rec.Tip(), d.Name.Value)})
 			return
 		}
-		w.Level, w.Code, w.Remedy = admin.Notice, "history", fmt.Sprintf("ukai-node disk discard %s %s", d.Name.Value, rec.Tip())
-		w.Text = fmt.Sprintf("history %s of disk %s, which was set aside, has a replica there that does not move, and may not be read or picked without it", rec.Tip(), d.Name.Value)
-		out.Warnings = append(out.Warnings, w)
+		out.DisksTotal++
+		if copied {
+			out.Replicas++
+		}
+		if seat {
+			out.Seats++
+		}
+		out.Problems = append(out.Problems, admin.Warning{Level: admin.Critical, Code: "evacuation", Disk: d.Name.Value, Remedy: historyRemedy(d, &rec, aside),
+			Text: fmt.Sprintf("disk %s: it has %d histories, and what is there of %s does not move before one was picked", d.Name.Value, len(d.View), rec.Tip())})
 	})
 	n.mesh.View(func(c *crdt.Catalog) {
 		for d := range c.Disks() {

@@ -33,12 +33,8 @@ func (n *Node) RetireNode(ctx context.Context, node string, r admin.RetireNode) 
 	without := n.planning(slices.DeleteFunc(p.candidates(), func(x place.Node) bool { return x.ID == gone.ID }))
 	n.eachLive(func(d *crdt.Disk, rec crdt.Record) { missed(p, gone.ID, without, d, rec, &out) })
 	n.eachHistory(func(d *crdt.Disk, rec crdt.Record, aside bool) {
-		remedy := "ukai-node disk pick " + d.Name.Value
-		if aside {
-			remedy = fmt.Sprintf("ukai-node disk discard %s %s", d.Name.Value, rec.Tip())
-		}
 		if slices.Contains(inSyncNodes(&rec), gone.ID) && slices.ContainsFunc(rec.Groups, func(g crdt.Group) bool { return !inSyncElsewhere(p, gone.ID, g) }) {
-			out.Warnings = append(out.Warnings, admin.Warning{Level: admin.Critical, Code: "retire", Disk: d.Name.Value, Remedy: remedy,
+			out.Warnings = append(out.Warnings, admin.Warning{Level: admin.Critical, Code: "retire", Disk: d.Name.Value, Remedy: historyRemedy(d, &rec, aside),
 				Text: fmt.Sprintf("history %s of disk %s has its last copy in sync on nodes that are gone: its data are lost", rec.Tip(), d.Name.Value)})
 		}
 	})

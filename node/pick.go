@@ -215,6 +215,14 @@ func (n *Node) eachHistory(f func(d *crdt.Disk, rec crdt.Record, aside bool)) {
 	}
 }
 
+// historyRemedy is the command after which a history that eachHistory has told of stands in nobody's way.
+func historyRemedy(d *crdt.Disk, rec *crdt.Record, aside bool) string {
+	if aside {
+		return fmt.Sprintf("ukai-node disk discard %s %s", d.Name.Value, rec.Tip())
+	}
+	return "ukai-node disk pick " + d.Name.Value
+}
+
 func inSyncNodes(rec *crdt.Record) (ids []ukai.NodeID) {
 	for i := range rec.Groups {
 		for _, m := range rec.Groups[i].InSync() {

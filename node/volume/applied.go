@@ -84,8 +84,7 @@ func (a *applied) wake(over bool) {
 func (a *applied) reach(ctx context.Context, batch uint16, count uint64) error {
 	a.waiting.Add(1)
 	defer a.waiting.Add(-1)
-	timer := time.NewTimer(behindFor)
-	defer timer.Stop()
+	var late <-chan time.Time // only who waits needs a timer
 	for {
 		a.mu.Lock()
 		if ahead := int16(batch - a.through); batch == 0 || ahead >= batches {
@@ -100,9 +99,14 @@ func (a *applied) reach(ctx context.Context, batch uint16, count uint64) error {
 		case over:
 			return fmt.Errorf("flush behind %d writes: the session is over: %w", count, ukai.ErrOverloaded)
 		}
+		if late == nil {
+			timer := time.NewTimer(behindFor)
+			defer timer.Stop()
+			late = timer.C
+		}
 		select {
 		case <-news:
-		case <-timer.C:
+		case <-late:
 			return fmt.Errorf("flush behind %d writes: some have not come after %v: %w", count, behindFor, ukai.ErrOverloaded)
 		case <-ctx.Done():
 			return context.Cause(ctx)
