@@ -14,20 +14,27 @@ import (
 	"ukai/crdt"
 )
 
+// addJumping makes a mesh of three nodes; the clock of the last one is ahead while the flag is set.
+func (n *network) addJumping(t *testing.T, ahead time.Duration) ([]*testNode, *atomic.Bool) {
+	t.Helper()
+	jumped := new(atomic.Bool)
+	fast := func(c *Config) {
+		c.Now = func() time.Time {
+			if jumped.Load() {
+				return time.Now().Add(ahead)
+			}
+			return time.Now()
+		}
+	}
+	nodes := []*testNode{n.add(addrOf(1, 1)), n.add(addrOf(1, 2), addrOf(1, 1).String()), n.addWith(addrOf(1, 3), fast, addrOf(1, 1).String())}
+	await(t, 10*time.Second, "whole", allSee(nodes, Alive, 2))
+	return nodes, jumped
+}
+
 func TestStampsFromTheFutureAreRefused(t *testing.T) {
 	bubble(t, func(t *testing.T, n *network) {
 		const ahead = 5 * time.Minute
-		var jumped atomic.Bool
-		fast := func(c *Config) {
-			c.Now = func() time.Time {
-				if jumped.Load() {
-					return time.Now().Add(ahead)
-				}
-				return time.Now()
-			}
-		}
-		nodes := []*testNode{n.add(addrOf(1, 1)), n.add(addrOf(1, 2), addrOf(1, 1).String()), n.addWith(addrOf(1, 3), fast, addrOf(1, 1).String())}
-		await(t, 10*time.Second, "whole", allSee(nodes, Alive, 2))
+		nodes, jumped := n.addJumping(t, ahead)
 		jumped.Store(true)
 		must(t, nodes[2].setting("a", "from the future")) // nobody has noticed yet
 		must(t, nodes[0].setting("b", "1"))
@@ -72,17 +79,7 @@ func TestANodeWhoseClockWasSetChangesNothingThatOthersRefuse(t *testing.T) {
 		t.Run(fmt.Sprint("it had stamped something=", stamped), func(t *testing.T) {
 			bubble(t, func(t *testing.T, n *network) {
 				const ahead = 5 * time.Minute
-				var jumped atomic.Bool
-				fast := func(c *Config) {
-					c.Now = func() time.Time {
-						if jumped.Load() {
-							return time.Now().Add(ahead)
-						}
-						return time.Now()
-					}
-				}
-				nodes := []*testNode{n.add(addrOf(1, 1)), n.add(addrOf(1, 2), addrOf(1, 1).String()), n.addWith(addrOf(1, 3), fast, addrOf(1, 1).String())}
-				await(t, 10*time.Second, "whole", allSee(nodes, Alive, 2))
+				nodes, jumped := n.addJumping(t, ahead)
 				jumped.Store(true)
 				if stamped {
 					must(t, nodes[2].setting("a", "from the future")) // nobody has noticed yet

@@ -108,18 +108,20 @@ func TestOfDisksCreatedAtOnceUnderOneNameOneIsThereAndNothingOfTheOthers(t *test
 	})
 }
 
+// removed says whether a node knows vm1 as removed, or as not removed.
+func removed(n *Node, want bool) func() bool {
+	return func() bool {
+		d, err := n.find("vm1", want)
+		return err == nil && d.Removed.Value == want
+	}
+}
+
 // A node that was away may know of a removal, and not that it was undone.
 func TestADiskThatWasRestoredIsNotDeletedByANodeThatMissedIt(t *testing.T) {
 	inMesh(t, 3, func(t *testing.T, nodes []*Node) {
 		ctx := context.Background()
 		if _, err := nodes[0].CreateDisk(ctx, newDisk("vm1", "any:3")); err != nil {
 			t.Fatal(err)
-		}
-		removed := func(n *Node, want bool) func() bool {
-			return func() bool {
-				d, err := n.find("vm1", want)
-				return err == nil && d.Removed.Value == want
-			}
 		}
 		await(t, "the disk at n1", removed(nodes[1], false))
 		grace := int64(3600)
@@ -177,12 +179,6 @@ func TestADiskIsNotDeletedByWhoWasAllowedToBeforeItWasRestored(t *testing.T) {
 		ctx := context.Background()
 		if _, err := nodes[0].CreateDisk(ctx, newDisk("vm1", "any:3")); err != nil {
 			t.Fatal(err)
-		}
-		removed := func(n *Node, want bool) func() bool {
-			return func() bool {
-				d, err := n.find("vm1", want)
-				return err == nil && d.Removed.Value == want
-			}
 		}
 		await(t, "the disk at n1", removed(nodes[1], false))
 		grace := int64(1)

@@ -34,15 +34,7 @@ func benchReplica(b *testing.B) store.Replica {
 }
 
 func BenchmarkWriteAt4K(b *testing.B) {
-	r := benchReplica(b)
-	p := make([]byte, 4096)
-	b.SetBytes(4096)
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		if err := r.WriteAt(p, int64(i)*4096%benchSize); err != nil {
-			b.Fatal(err)
-		}
-	}
+	pages(b, 1, benchReplica(b).WriteAt)
 }
 
 // fill writes all of the replica, as much at once as a guest can.
@@ -55,30 +47,28 @@ func fill(b *testing.B, r store.Replica) {
 	}
 }
 
-func BenchmarkWriteAt4KAfterBulk(b *testing.B) {
-	r := benchReplica(b)
-	fill(b, r)
+// pages calls f with pages of the replica, so many apart.
+func pages(b *testing.B, apart int64, f func(p []byte, off int64) error) {
 	p := make([]byte, 4096)
 	b.SetBytes(4096)
 	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		if err := r.WriteAt(p, int64(i)*40507*4096%benchSize); err != nil { // 40507: prime, so that all are visited
+	for i := int64(0); b.Loop(); i++ {
+		if err := f(p, i*apart*4096%benchSize); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
+func BenchmarkWriteAt4KAfterBulk(b *testing.B) {
+	r := benchReplica(b)
+	fill(b, r)
+	pages(b, 40507, r.WriteAt) // prime, so that all are visited
+}
+
 func BenchmarkReadAt4K(b *testing.B) {
 	r := benchReplica(b)
 	fill(b, r)
-	p := make([]byte, 4096)
-	b.SetBytes(4096)
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		if err := r.ReadAt(p, int64(i)*4096%benchSize); err != nil {
-			b.Fatal(err)
-		}
-	}
+	pages(b, 1, r.ReadAt)
 }
 
 func BenchmarkRaiseAlreadyHigh(b *testing.B) {

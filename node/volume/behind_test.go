@@ -17,12 +17,27 @@ import (
 	"ukai/node/wire"
 )
 
+// beginFar has node 0 use the disk, whose first block is durable everywhere and holds ones, and puts node 1 ten milliseconds away.
+func (w *world) beginFar() {
+	w.attach(0)
+	w.write(0, 0, fill(4096, 1)) // raises a stamp
+	w.flush(0)
+	w.setDelay(1, 10*time.Millisecond)
+}
+
+// wantStable cuts the power of a node and holds what is left of the disk's first byte there against what was flushed.
+func (w *world) wantStable(n int, want byte) {
+	w.t.Helper()
+	w.nodes[n].kill()
+	w.nodes[n].restart(true)
+	if got := w.nodes[n].raw(0, 1)[0]; got != want {
+		w.t.Errorf("after a power loss n%d has %x, %x was flushed", n, got, want)
+	}
+}
+
 func TestFlushBehindWritesTakesOneRoundTrip(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
-		w.attach(0)
-		w.write(0, 0, fill(4096, 1)) // raises a stamp
-		w.flush(0)
-		w.setDelay(1, 10*time.Millisecond)
+		w.beginFar()
 		for v := byte(2); v < 10; v++ {
 			w.quick(0, 0, fill(4096, v))
 			w.quick(0, int64(v)*4096, fill(4096, v))
@@ -36,11 +51,7 @@ func TestFlushBehindWritesTakesOneRoundTrip(t *testing.T) {
 			}
 		}
 		w.wantEqual()
-		w.nodes[1].kill()
-		w.nodes[1].restart(true) // loses what it had not synced
-		if got := w.nodes[1].raw(0, 1)[0]; got != 9 {
-			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
-		}
+		w.wantStable(1, 9)
 	})
 }
 
@@ -49,10 +60,7 @@ func TestFlushBehindAWriteThatIsSentAgain(t *testing.T) {
 	for _, refused := range []bool{false, true} {
 		t.Run(fmt.Sprint("refused=", refused), func(t *testing.T) {
 			bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
-				w.attach(0)
-				w.write(0, 0, fill(4096, 1))
-				w.flush(0)
-				w.setDelay(1, 10*time.Millisecond)
+				w.beginFar()
 				pending := &w.nodes[1].replicas.Load().data
 				if refused {
 					pending.Add(maxPendingData) // no room for a discard
@@ -60,8 +68,7 @@ func TestFlushBehindAWriteThatIsSentAgain(t *testing.T) {
 				if err := w.d(0).Discard(w.t.Context(), 0, 4096); err != nil {
 					t.Fatal(err)
 				}
-				flushed := make(chan error, 1)
-				go func() { flushed <- w.d(0).Flush(w.t.Context()) }()
+				flushed := async(func() error { return w.d(0).Flush(w.t.Context()) })
 				time.Sleep(time.Millisecond)
 				w.quick(0, 8192, fill(4096, 3)) // in its place n1 counts this one
 				time.Sleep(15 * time.Millisecond)
@@ -77,11 +84,7 @@ func TestFlushBehindAWriteThatIsSentAgain(t *testing.T) {
 				if n := w.behind(0); n != 0 {
 					t.Errorf("%d bytes are behind after a flush", n)
 				}
-				w.nodes[1].kill()
-				w.nodes[1].restart(true)
-				if got := w.nodes[1].raw(0, 1)[0]; got != 0 {
-					t.Errorf("after a power loss n1 has %x, not what was flushed", got)
-				}
+				w.wantStable(1, 0)
 			})
 		})
 	}
@@ -89,10 +92,7 @@ func TestFlushBehindAWriteThatIsSentAgain(t *testing.T) {
 
 func TestFlushBehindAWriteThatALaterOneOvertakes(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
-		w.attach(0)
-		w.write(0, 0, fill(4096, 1))
-		w.flush(0)
-		w.setDelay(1, 10*time.Millisecond)
+		w.beginFar()
 		rs := w.nodes[1].replicas.Load()
 		for range cap(rs.workers) { // all workers of n1 are busy
 			rs.workers <- struct{}{}
@@ -101,8 +101,7 @@ func TestFlushBehindAWriteThatALaterOneOvertakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		begin := time.Now()
-		flushed := make(chan error, 1)
-		go func() { flushed <- w.d(0).Flush(w.t.Context()) }()
+		flushed := async(func() error { return w.d(0).Flush(w.t.Context()) })
 		time.Sleep(time.Millisecond)
 		w.quick(0, 8192, fill(4096, 3)) // later than the flush, not to be taken for the discard
 		time.Sleep(100 * time.Millisecond)
@@ -120,11 +119,7 @@ func TestFlushBehindAWriteThatALaterOneOvertakes(t *testing.T) {
 		if took := time.Since(begin); took > 112*time.Millisecond {
 			t.Errorf("the flush took %v, want no second round trip of 20 ms", took)
 		}
-		w.nodes[1].kill()
-		w.nodes[1].restart(true)
-		if got := w.nodes[1].raw(0, 1)[0]; got != 0 {
-			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
-		}
+		w.wantStable(1, 0)
 	})
 }
 
@@ -144,21 +139,14 @@ func TestFlushBehindAWriteThatIsSentAgainLater(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		w.flush(0)
-		w.nodes[2].kill()
-		w.nodes[2].restart(true)
-		if got := w.nodes[2].raw(0, 1)[0]; got != 2 {
-			t.Errorf("after a power loss n2 has %x, not what was flushed", got)
-		}
+		w.wantStable(2, 2)
 	})
 }
 
 func TestFlushBehindWritesIsNoneIfAReplicaCannotSync(t *testing.T) {
 	mem, broken := mediaFault(1, store.OpSync)
 	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal, mem: mem}, func(w *world) {
-		w.attach(0)
-		w.write(0, 0, fill(4096, 1))
-		w.flush(0)
-		w.setDelay(1, 10*time.Millisecond)
+		w.beginFar()
 		w.quick(0, 0, fill(4096, 2))
 		broken.Store(true)
 		w.flush(0)
@@ -185,11 +173,7 @@ func TestReplicaThatDoesNotCountIsNotFlushedBehindWrites(t *testing.T) {
 		if took := time.Since(begin); took < 40*time.Millisecond {
 			t.Errorf("the flush took %v, want two round trips of 20 ms", took)
 		}
-		w.nodes[1].kill()
-		w.nodes[1].restart(true)
-		if got := w.nodes[1].raw(0, 1)[0]; got != 2 {
-			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
-		}
+		w.wantStable(1, 2)
 	})
 }
 
@@ -301,11 +285,7 @@ func TestFlushesBesideAWriterTakeOneRoundTrip(t *testing.T) {
 		}
 		close(stop)
 		writer.Wait()
-		w.nodes[1].kill()
-		w.nodes[1].restart(true)
-		if got := w.nodes[1].raw(0, 1)[0]; got != 199 {
-			t.Errorf("after a power loss n1 has %x, not what was flushed", got)
-		}
+		w.wantStable(1, 199)
 	})
 }
 
@@ -417,10 +397,7 @@ func TestFlushesBehindNothingLeaveRoomForWhatIsWrittenLater(t *testing.T) {
 // What a resync or a scrub reads of a replica meanwhile is nothing that a flush must have waited for.
 func TestFlushBehindWritesIsNotRepeatedForWhatIsOnlyRead(t *testing.T) {
 	bubble(t, setup{nodes: 3, replicas: 2, change: ackLocal}, func(w *world) {
-		w.attach(0)
-		w.write(0, 0, fill(4096, 1))
-		w.flush(0)
-		w.setDelay(1, 10*time.Millisecond)
+		w.beginFar()
 		m := w.d(0).holding.Load().members[w.nodes[1].rid]
 		w.quick(0, 0, fill(4096, 2))
 		read := async(func() error {

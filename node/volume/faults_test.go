@@ -1079,18 +1079,24 @@ func TestACheckpointWaitsForTheWritesThatAnInterruptedOneWaitedFor(t *testing.T)
 	})
 }
 
+// yieldStalled writes on node n without Attach and has it let go of the disk, which waits in a flush until resume is called.
+func (w *world) yieldStalled(n int, stall *atomic.Pointer[chan struct{}]) (yielded <-chan error, resume func()) {
+	w.write(n, 0, fill(4096, 1))
+	resume = begin(stall)
+	time.Sleep(writerLinger + 2*tickEvery)
+	yielded = async(func() error { return w.d(n).Yield(w.t.Context()) })
+	time.Sleep(10 * time.Millisecond)
+	return yielded, resume
+}
+
 // A program that uses a disk without Attach does not know that it is let go of just now.
 func TestAFlushBesideTheReleaseOfADiskIsNotOverBeforeThatHasFlushed(t *testing.T) {
 	for name, lost := range map[string]bool{"the release flushes": false, "the disk is lost before": true} {
 		t.Run(name, func(t *testing.T) {
 			mem, stall := stalling(1, store.OpSync)
 			bubble(t, setup{nodes: 3, replicas: 2, mem: mem}, func(w *world) {
-				w.write(2, 0, fill(4096, 1)) // without Attach
-				resume := begin(stall)
+				yielded, resume := w.yieldStalled(2, stall)
 				defer resume()
-				time.Sleep(writerLinger + 2*tickEvery)
-				yielded := async(func() error { return w.d(2).Yield(w.t.Context()) })
-				time.Sleep(10 * time.Millisecond)
 				if w.d(2).holding.Load() == nil {
 					t.Fatal("it was let go of without a flush")
 				}
@@ -1113,12 +1119,8 @@ func TestAFlushBesideTheReleaseOfADiskIsNotOverBeforeThatHasFlushed(t *testing.T
 func TestAFlushBesideTheReleaseOfADiskTellsOfItsFailureThoughOthersAttachTheDisk(t *testing.T) {
 	mem, stall := stalling(1, store.OpSync)
 	bubble(t, setup{nodes: 3, replicas: 2, mem: mem}, func(w *world) {
-		w.write(2, 0, fill(4096, 1)) // without Attach
-		resume := begin(stall)
+		yielded, resume := w.yieldStalled(2, stall)
 		defer resume()
-		time.Sleep(writerLinger + 2*tickEvery)
-		yielded := async(func() error { return w.d(2).Yield(w.t.Context()) })
-		time.Sleep(10 * time.Millisecond)
 		attached := async(func() error { return w.d(2).Attach(w.t.Context()) })
 		time.Sleep(10 * time.Millisecond)
 		flushed := async(func() error { return w.d(2).Flush(w.t.Context()) })

@@ -42,15 +42,17 @@ func TestBlocksAreComparedInTheOrderInWhichTheyAreUsed(t *testing.T) {
 	}
 }
 
+// noCopies has no copy ever begin, as over a link whose budget is zero.
+func noCopies(c *Config) {
+	c.Budget = func(ctx context.Context, _ ukai.DiskID, _, _ ukai.NodeID, _ int64) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+}
+
 // A successor seals no replica that only follows. If the holder before reads one on its node, nothing but its lease ends that.
 func TestADeposedHolderReadsNothingStaleFromAReplicaThatFollows(t *testing.T) {
 	const size = 16 << 20
-	slow := func(c *Config) {
-		c.Budget = func(ctx context.Context, _ ukai.DiskID, _, _ ukai.NodeID, _ int64) error {
-			<-ctx.Done()
-			return context.Cause(ctx)
-		}
-	}
 	bubble(t, setup{nodes: 3, replicas: 2, size: size}, func(w *world) {
 		w.attach(1)
 		w.write(1, 0, fill(512, 1))
@@ -65,7 +67,7 @@ func TestADeposedHolderReadsNothingStaleFromAReplicaThatFollows(t *testing.T) {
 		w.nodes[0].kill()
 		w.write(1, 8<<20, fill(1<<20, 2)) // which that on node 0 lacks
 		w.detach(1)
-		w.nodes[0].boot(slow)
+		w.nodes[0].boot(noCopies)
 		w.setClosed(0, false)
 		w.attach(0)
 		h := w.d(0).holding.Load()
@@ -195,12 +197,6 @@ func TestZerosAreNotCopiedOverWhatAGuestHasReadMeanwhile(t *testing.T) {
 // A read looks whether the replica follows its block, and waits for the range. Meanwhile the block gets a group of its own, and a write to it.
 func TestAReplicaIsNotReadInABlockThatItHasCeasedToFollow(t *testing.T) {
 	const size = 16 << 20
-	slow := func(c *Config) {
-		c.Budget = func(ctx context.Context, _ ukai.DiskID, _, _ ukai.NodeID, _ int64) error {
-			<-ctx.Done()
-			return context.Cause(ctx)
-		}
-	}
 	bubble(t, setup{nodes: 3, replicas: 2, size: size}, func(w *world) {
 		w.attach(1)
 		w.write(1, 0, fill(512, 1))
@@ -208,7 +204,7 @@ func TestAReplicaIsNotReadInABlockThatItHasCeasedToFollow(t *testing.T) {
 		w.nodes[0].kill()
 		w.write(1, 8<<20, fill(1<<20, 2)) // which that on node 0 lacks
 		w.detach(1)
-		w.nodes[0].boot(slow)
+		w.nodes[0].boot(noCopies)
 		w.setClosed(0, false)
 		w.attach(0)
 		h := w.d(0).holding.Load()
